@@ -1,0 +1,265 @@
+"""Captions to token ids: the byte-pair encoding of CLIP.
+
+Byte-pair encoding: Sennrich et al., "Neural Machine Translation of Rare Words
+with Subword Units", 2016, arXiv:1508.07909. Over bytes, lower-cased, with a mark
+at the end of a word: Radford et al. (CLIP), 2021, section 2.4, as published with
+its weights.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import warnings
+from collections.abc import Iterable
+from typing import Self
+
+import numpy as np
+import tokenizers
+from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
+
+START = '<|startoftext|>'
+END = '<|endoftext|>'
+WORD_END = '</w>'
+
+FILE_NAME = 'tokenizer.json'
+
+# What CLIP takes for a word: a special token, an English clitic, letters, one
+# digit, or anything else without a gap. Input is lower-cased by then.
+_WORDS = '|'.join((
+    r'<\|startoftext\|>',
+    r'<\|endoftext\|>',
+    r"'(?:s|t|re|ve|m|ll|d)",
+    r'\p{L}+',
+    r'\p{N}',
+    r'[^\s\p{L}\p{N}]+',
+))
+
+
+class Tokenizer:
+  """A byte-pair tokenizer: every caption has an encoding, none is unknown.
+
+  Made by `train`, `load` or `from_clip`. It may be pickled.
+  """
+
+  def __init__(self, backend: tokenizers.Tokenizer):
+    """Takes a backend as assembled below; see the class methods to make one."""
+    self._backend = backend
+
+  @classmethod
+  def train(
+      cls, captions: Iterable[str], vocab_size: int, context_length: int
+  ) -> Self:
+    """Learns a vocabulary.
+
+    The same captions give the same tokenizer, byte for byte.
+
+    Args:
+      captions: text to learn frequent words from, read once.
+      vocab_size: number of ids at most, and exactly, unless the captions hold too
+        few pairs that occur twice. 512 go to single bytes, within words and at
+        their end, and two to the start and end tokens, which come last.
+      context_length: length of each encoding.
+
+    Raises:
+      ValueError: if `vocab_size` or `context_length` is too small.
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    alphabet += [byte + WORD_END for byte in alphabet]
+    smallest = len(alphabet) + 2
+    if vocab_size < smallest:
+      raise ValueError(f'vocab_size is {vocab_size}; give {smallest} or more.')
+    learner = tokenizers.Tokenizer(models.BPE(end_of_word_suffix=WORD_END))
+    learner.normalizer = _cleaning()
+    learner.pre_tokenizer = _splitting()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 2,
+        min_frequency=2,
+        end_of_word_suffix=WORD_END,
+        # Named here, bytes get their ids in this order. The trainer would number
+        # those at the end of a word in the order of a hash table, which differs
+        # from run to run, and settles ties between pairs by those numbers.
+        special_tokens=alphabet,
+        show_progress=False,
+    )
+    learner.train_from_iterator(captions, trainer)
+    learned = json.loads(learner.to_str())['model']
+    vocab = learned['vocab']
+    vocab |= {START: len(vocab), END: len(vocab) + 1}
+    merges = [tuple(pair) for pair in learned['merges']]
+    return cls(_assemble(vocab, merges, context_length))
+
+  @classmethod
+  def from_clip(
+      cls,
+      vocab_json: str | os.PathLike[str],
+      merges_txt: str | os.PathLike[str],
+      context_length: int = 77,
+  ) -> Self:
+    """Opens CLIP's own vocabulary, as published with `CLIPTokenizer`.
+
+    Args:
+      vocab_json: path of the object from tokens to ids.
+      merges_txt: path of the merges, one pair a line, most frequent first.
+      context_length: length of each encoding.
+
+    Raises:
+      OSError: if a file cannot be read.
+      ValueError: if the files do not hold such a vocabulary, or one in which some
+        text has no encoding.
+    """
+    for path in (vocab_json, merges_txt):
+      with open(path, 'rb'):  # The library's error would not say which file.
+        pass
+    try:
+      vocab, merges = models.BPE.read_file(os.fspath(vocab_json), os.fspath(merges_txt))
+    except Exception as error:  # The library raises bare exceptions.
+      raise ValueError(
+          f'{vocab_json} and {merges_txt} do not hold a byte-pair vocabulary: {error}'
+      ) from error
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    needed = [START, END, *alphabet, *(byte + WORD_END for byte in alphabet)]
+    if missing := [token for token in needed if token not in vocab]:
+      raise ValueError(
+          f'{vocab_json} lacks {len(missing)} tokens that every CLIP vocabulary '
+          f'has, {missing[0]!r} first.'
+      )
+    try:
+      return cls(_assemble(vocab, merges, context_length))
+    except Exception as error:
+      raise ValueError(
+          f'{vocab_json} and {merges_txt} do not belong together: {error}'
+      ) from error
+
+  @classmethod
+  def load(cls, folder: str | os.PathLike[str]) -> Self:
+    """Opens what `save` wrote.
+
+    Raises:
+      OSError: if there is no readable `tokenizer.json` in the folder.
+      ValueError: if it is not one that `save` wrote.
+    """
+    path = pathlib.Path(folder) / FILE_NAME
+    text = path.read_text('utf-8')
+    try:
+      backend = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # The library raises bare exceptions.
+      raise ValueError(f'{path} is not a tokenizer: {error}') from error
+    if not backend.truncation or not backend.padding:
+      raise ValueError(
+          f'{path} does not say its context length; write it with Tokenizer.save.'
+      )
+    if None in (backend.token_to_id(START), backend.token_to_id(END)):
+      raise ValueError(f'{path} lacks the tokens {START} and {END}.')
+    return cls(backend)
+
+  def save(self, folder: str | os.PathLike[str]) -> None:
+    """Writes `tokenizer.json` into a folder, which is made if need be.
+
+    The one file holds all: vocabulary, cleaning, and the context length as its
+    truncation and padding. Other programs on the `tokenizers` library read it.
+    """
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = self._backend.to_str(pretty=True)
+    (folder / FILE_NAME).write_text(text, 'utf-8')
+
+  @property
+  def vocab_size(self) -> int:
+    """Number of token ids, special ones included."""
+    return self._backend.get_vocab_size()
+
+  @property
+  def context_length(self) -> int:
+    """Length of each encoding, start and end tokens included."""
+    return self._backend.truncation['max_length']
+
+  @property
+  def start_token(self) -> int:
+    """Id of the token that begins a caption."""
+    return self._backend.token_to_id(START)
+
+  @property
+  def end_token(self) -> int:
+    """Id of the token that ends a caption; what follows it is padding, the same."""
+    return self._backend.token_to_id(END)
+
+  def encode(self, captions: list[str]) -> np.ndarray:
+    """Encodes captions of any length, '' included.
+
+    A caption that is too long keeps its beginning and its end token; one warning
+    says how many there were. Lone surrogates, which are no text, become '?'.
+
+    Args:
+      captions: B captions.
+
+    Returns:
+      int32 (B, context_length).
+
+    Raises:
+      TypeError: if the captions are not a list of strings.
+    """
+    if isinstance(captions, str):
+      raise TypeError('captions is one string; give a list of them.')
+    for index, caption in enumerate(captions):
+      if not isinstance(caption, str):
+        raise TypeError(f'caption {index} is {caption!r}; give a string.')
+    text = [caption.encode('utf-8', 'replace').decode() for caption in captions]
+    encodings = self._backend.encode_batch(text)
+    cut = [i for i, encoding in enumerate(encodings) if encoding.overflowing]
+    if cut:
+      first = captions[cut[0]]
+      shown = first if len(first) <= 60 else first[:59] + '…'
+      warnings.warn(
+          f'{len(cut)} of {len(captions)} captions are cut to {self.context_length} '
+          f'tokens, first {shown!r}.',
+          stacklevel=2,
+      )
+    ids = np.array([encoding.ids for encoding in encodings], np.int32)
+    return ids.reshape(len(captions), self.context_length)
+
+
+def _cleaning() -> normalizers.Normalizer:
+  return normalizers.Sequence([
+      normalizers.NFC(),
+      normalizers.Replace(tokenizers.Regex(r'\s+'), ' '),
+      normalizers.Lowercase(),
+  ])
+
+
+def _splitting() -> pre_tokenizers.PreTokenizer:
+  return pre_tokenizers.Sequence([
+      pre_tokenizers.Split(
+          tokenizers.Regex(_WORDS), behavior='removed', invert=True
+      ),
+      # Splits once more, by GPT-2's pattern. That shows only in words such as
+      # '<|EndOfText|>', and there it is what CLIPTokenizer does.
+      pre_tokenizers.ByteLevel(add_prefix_space=False),
+  ])
+
+
+def _assemble(
+    vocab: dict[str, int], merges: list[tuple[str, str]], context_length: int
+) -> tokenizers.Tokenizer:
+  if context_length < 3:
+    raise ValueError(
+        f'context_length is {context_length}; give 3 or more: a start token, an end '
+        'token, and a word between.'
+    )
+  backend = tokenizers.Tokenizer(
+      models.BPE(vocab, merges, end_of_word_suffix=WORD_END)
+  )
+  backend.normalizer = _cleaning()
+  backend.pre_tokenizer = _splitting()
+  # As in CLIP, these are special wherever they stand, also inside a caption.
+  backend.add_special_tokens([START, END])
+  backend.post_processor = processors.TemplateProcessing(
+      single=f'{START} $A {END}',
+      special_tokens=[(token, vocab[token]) for token in (START, END)],
+  )
+  backend.enable_truncation(context_length)
+  backend.enable_padding(
+      pad_id=vocab[END], pad_token=END, length=context_length
+  )
+  return backend

@@ -1,0 +1,306 @@
+"""Prepares a data set: images in, records with conditions out.
+
+The folder that results:
+
+  composer-train.array_record-00000-of-00004   the records
+  dataset_info.json, features.json             for TensorFlow Datasets
+  rejected.jsonl                               what was left out, and why
+  dataset.json                                 what the whole is; written last
+  .shards/                                     plan and receipts, for resuming
+
+Everything in it depends on the arguments alone, whatever the number of workers and
+however often the run was broken off.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+import contextlib
+import functools
+import hashlib
+from importlib import metadata
+import json
+import math
+import os
+import pathlib
+import tempfile
+from typing import Any
+
+import tqdm
+
+from composer_jax import conditions as conditions_lib
+from data_pipelines import sources
+from data_pipelines.engines import local
+from data_pipelines.records import write_tfds_metadata
+from data_pipelines.shard import (
+    RECEIPTS,
+    Recipe,
+    Shard,
+    number_for,
+    receipt_of,
+    replace_file,
+    write_shard,
+)
+
+INFO = 'dataset.json'
+REJECTED = 'rejected.jsonl'
+IMAGES_PER_SHARD = 1024
+"""A few seconds to a minute of work, so that little is lost with a worker."""
+
+Engine = Callable[..., Iterator[tuple[Shard, dict[str, Any]]]]
+"""Like `engines.local.run`."""
+
+# The packages whose versions can change what is written.
+_PACKAGES = ('array_record', 'numpy', 'pillow', 'scipy', 'scikit-image')
+
+
+def prepare(
+    source_spec: str,
+    out: str | os.PathLike[str],
+    *,
+    size: int = 64,
+    shards: int | None = None,
+    conditions: Iterable[str] | None = None,
+    workers: int = 0,
+    crop: str = 'centre',
+    seed: int = 0,
+    test_fraction: float = 1 / 16,
+    engine: Engine = local.run,
+    progress: bool = True,
+) -> dict[str, Any]:
+  """Prepares a source, or goes on where a broken run left off.
+
+  Args:
+    source_spec: as `sources.open_source` takes it.
+    out: the folder to write.
+    size: side of the prepared images, in pixels.
+    shards: number of files of all splits together; by default one for about a
+      thousand images.
+    conditions: names of the conditions to store; by default all that are measured
+      in the image once and for all.
+    workers: processes to use, or 0 to work in this one.
+    crop: 'centre' or 'random'.
+    seed: of the split, the backgrounds, the crops and the conditions.
+    test_fraction: share of the images to hold out, chosen by their keys; 0 for
+      none. Otherwise, two images or more give at least one to each split.
+    engine: what runs the shards.
+    progress: whether to show a progress bar.
+
+  Returns:
+    The contents of `dataset.json`.
+
+  Raises:
+    ValueError: an argument is out of range, `out` holds a data set that was
+      prepared with other arguments, or no image could be used.
+    OSError: the folder cannot be written. What is done stays.
+    engines.local.WorkerDied: a worker was killed. What is done stays.
+  """
+  out = pathlib.Path(out)
+  names = _names_to_store(conditions)
+  if size < 2 or not 0 <= test_fraction < 1 or crop not in ('centre', 'random'):
+    raise ValueError(
+        f'size {size}, test_fraction {test_fraction}, crop {crop!r}; expected at'
+        " least 2 pixels, a fraction from 0 to under 1, and 'centre' or 'random'."
+    )
+  source = sources.open_source(source_spec)
+  keys = list(source.keys())
+  splits = split_keys(keys, seed, test_fraction)
+  recipe = Recipe(source_spec, os.fspath(out), size, crop, seed, names)
+  tasks = _plan_shards(splits, shards)
+  plan = {
+      'source': source.name,
+      'source_spec': source_spec,
+      'licence': source.licence,
+      'credit': source.credit,
+      'keys': {'count': len(keys), 'digest': _digest(keys)},
+      'size': size,
+      'crop': crop,
+      'seed': seed,
+      'test_fraction': test_fraction,
+      'shards': dict(Counter(task.split for task in tasks)),
+      'conditions': {
+          c.name: _plain(c.spec(size).to_json()) for c in conditions_lib.by_name(names)
+      },
+      'versions': {name: metadata.version(name) for name in _PACKAGES},
+  }
+  _agree_on_plan(out, plan)
+  receipts = _run_missing(recipe, tasks, workers, engine, progress)
+  return _finish(out, recipe, plan, tasks, receipts)
+
+
+def split_keys(
+    keys: list[str], seed: int, test_fraction: float
+) -> dict[str, list[int]]:
+  """Which images are held out: a matter of seed and key, not of place.
+
+  An image stays in its split when others are added to the source.
+
+  Args:
+    keys: of the images.
+    seed: gives another choice.
+    test_fraction: expected share of the test split.
+
+  Returns:
+    Split name to indices into `keys`, in order; no test split if it is empty.
+  """
+  if not keys:
+    raise ValueError('The source has no images.')
+  numbers = [number_for(seed, key, 'split') for key in keys]
+  by_number = sorted(range(len(keys)), key=numbers.__getitem__)
+  held_out = sum(number < test_fraction * 2**128 for number in numbers)
+  if test_fraction and len(keys) > 1:
+    held_out = min(max(held_out, 1), len(keys) - 1)
+  elif len(keys) == 1:
+    held_out = 0
+  splits = {
+      'train': sorted(by_number[held_out:]),
+      'test': sorted(by_number[:held_out]),
+  }
+  return {split: indices for split, indices in splits.items() if indices}
+
+
+def _names_to_store(conditions: Iterable[str] | None) -> tuple[str, ...]:
+  if conditions is None:
+    return tuple(c.name for c in conditions_lib.ALL if c.stored and not c.embedded)
+  chosen = conditions_lib.by_name(conditions)
+  for condition in chosen:
+    if condition.embedded or not condition.stored:
+      when = 'made by a trained encoder' if condition.embedded else 'drawn when read'
+      raise ValueError(
+          f'{condition.name} is {when}, so it cannot be stored by preparing images.'
+      )
+  return tuple(c.name for c in chosen)
+
+
+def _plan_shards(splits: dict[str, list[int]], shards: int | None) -> list[Shard]:
+  total = sum(map(len, splits.values()))
+  shards = math.ceil(total / IMAGES_PER_SHARD) if shards is None else shards
+  if shards < 1:
+    raise ValueError(f'shards: {shards}, expected at least 1.')
+  tasks = []
+  for split, indices in splits.items():
+    # In proportion, at least one, and none without an image.
+    count = min(max(round(shards * len(indices) / total), 1), len(indices))
+    edges = [i * len(indices) // count for i in range(count + 1)]
+    tasks += [
+        Shard(split, i, count, tuple(indices[edges[i] : edges[i + 1]]))
+        for i in range(count)
+    ]
+  return tasks
+
+
+def _agree_on_plan(out: pathlib.Path, plan: dict[str, Any]) -> None:
+  """Records what is being prepared here; refuses to mix two data sets."""
+  path = out / RECEIPTS / 'plan.json'
+  if not path.exists():
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, json.dumps(plan, indent=1) + '\n')
+    return
+  there = json.loads(path.read_text('utf-8'))
+  if (out / INFO).exists():  # Finished, so newer packages no longer matter.
+    there = there | {'versions': plan['versions']}
+  if lines := differences(there, plan):
+    raise ValueError(
+        f'{out} was prepared with other arguments:\n  ' + '\n  '.join(lines)
+        + '\nUse those, or another folder.'
+    )
+
+
+def differences(there: Any, asked: Any, path: str = '') -> list[str]:
+  """One readable line for each leaf in which two JSON values differ."""
+  if isinstance(there, Mapping) and isinstance(asked, Mapping):
+    lines = []
+    for key in [*there, *(key for key in asked if key not in there)]:
+      inner = f'{path}.{key}' if path else key
+      lines += differences(there.get(key), asked.get(key), inner)
+    return lines
+  return [] if there == asked else [f'{path}: {there!r} there, {asked!r} asked for']
+
+
+def _run_missing(
+    recipe: Recipe, tasks: list[Shard], workers: int, engine: Engine, progress: bool
+) -> dict[str, dict[str, Any]]:
+  """Receipts by file name, after running the shards that have none yet."""
+  out = pathlib.Path(recipe.directory)
+  receipts = {task.name: receipt_of(out, task.name) for task in tasks}
+  missing = [task for task in tasks if receipts[task.name] is None]
+  total = sum(len(task.indices) for task in tasks)
+  done = total - sum(len(task.indices) for task in missing)
+  bar = tqdm.tqdm(
+      total=total, initial=done, unit='image', desc='prepare', disable=not progress
+  )
+  work = functools.partial(write_shard, recipe)
+  # Closing the engine stops its workers, also when this loop is broken off.
+  with bar, contextlib.closing(engine(work, missing, workers=workers)) as results:
+    for task, receipt in results:
+      receipts[task.name] = receipt
+      bar.update(len(task.indices))
+  return receipts
+
+
+def _finish(
+    out: pathlib.Path,
+    recipe: Recipe,
+    plan: dict[str, Any],
+    tasks: list[Shard],
+    receipts: dict[str, dict[str, Any]],
+) -> dict[str, Any]:
+  """Writes everything about the whole, `dataset.json` last."""
+  ordered = [receipts[task.name] for task in tasks]
+  rejected = [item for receipt in ordered for item in receipt['rejected']]
+  rejected.sort(key=lambda item: (item['key'], item['reason']))
+  by_reason = dict(sorted(Counter(item['reason'] for item in rejected).items()))
+  lines = (json.dumps(item, ensure_ascii=False) + '\n' for item in rejected)
+  replace_file(out / REJECTED, ''.join(lines))
+  kept = sum(receipt['kept'] for receipt in ordered)
+  if not kept:
+    raise ValueError(
+        f'None of the {len(rejected)} images could be used'
+        f' ({", ".join(f"{n} x {reason}" for reason, n in by_reason.items())});'
+        f' see {out / REJECTED}. First: {rejected[0]["message"]}'
+    )
+  splits = {}
+  for split in plan['shards']:
+    own = [receipts[task.name] for task in tasks if task.split == split]
+    splits[split] = {
+        'kept': sum(receipt['kept'] for receipt in own),
+        'record_bytes': sum(receipt['record_bytes'] for receipt in own),
+        'shard_lengths': [receipt['kept'] for receipt in own],
+    }
+  info = plan | {
+      'kept': kept,
+      'rejected': len(rejected),
+      'counts': {'kept': kept, 'rejected': len(rejected), 'by_reason': by_reason},
+      'texts': sum(receipt['texts'] for receipt in ordered),
+      'splits': splits,
+      'digest': _digest(receipt['digest'] for receipt in ordered),
+  }
+  existing = out / INFO
+  if existing.exists():  # Keep the versions that it was made with.
+    info['versions'] = json.loads(existing.read_text('utf-8'))['versions']
+  with tempfile.TemporaryDirectory(dir=out / RECEIPTS) as folder:
+    write_tfds_metadata(
+        pathlib.Path(folder),
+        recipe.record_type(),
+        {s: (v['shard_lengths'], v['record_bytes']) for s, v in splits.items()},
+        description=f'Images and conditions prepared from {plan["source"]}.',
+        licence=plan['licence'],
+        citation=plan['credit'],
+    )
+    for path in pathlib.Path(folder).iterdir():
+      os.replace(path, out / path.name)
+  for part in (out / RECEIPTS).glob('*.part'):  # Left by processes that were killed.
+    part.unlink(missing_ok=True)
+  replace_file(existing, json.dumps(info, indent=1, ensure_ascii=False) + '\n')
+  return info
+
+
+def _digest(texts: Iterable[str]) -> str:
+  """SHA-256 of texts, in order, each ended by a line feed."""
+  return hashlib.sha256(''.join(f'{text}\n' for text in texts).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+  """A value as JSON gives it back: lists for tuples."""
+  return json.loads(json.dumps(value))
