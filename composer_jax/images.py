@@ -26,9 +26,7 @@ MIN_SIDE = 2
 
 # Raster formats whose decoders stay inside this process. EPS, for one, would
 # start Ghostscript, and an ICO may hide an image larger than it declares.
-_FORMATS = (
-    'PNG', 'JPEG', 'MPO', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'JPEG2000', 'AVIF',
-)  # fmt: skip
+_FORMATS = ('PNG', 'JPEG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'JPEG2000', 'AVIF')
 
 # How the most common of them begin, to tell a damaged image from another file.
 _SIGNATURES = (b'\x89PNG\r\n\x1a\n', b'\xff\xd8\xff', b'GIF8', b'II*\0', b'MM\0*')
@@ -159,8 +157,8 @@ def _diagnose(error: Exception, head: bytes, length: int, name: str) -> BadImage
         f'{name}: the image data stop after {length:,} bytes ({error}), expected a'
         ' complete file. Copy or download it again.',
     )
-  unidentified = isinstance(error, Image.UnidentifiedImageError)
-  if unidentified and not is_webp and not head.startswith(_SIGNATURES):
+  begins_well = is_webp or head[4:12] == b'ftypavif' or head.startswith(_SIGNATURES)
+  if isinstance(error, Image.UnidentifiedImageError) and not begins_well:
     return BadImage(
         'not_an_image',
         f'{name}: {length:,} bytes that begin with {head[:8]!r}, expected an image'

@@ -9,7 +9,9 @@ The folder that results:
   .shards/                                     plan and receipts, for resuming
 
 Everything in it depends on the arguments alone, whatever the number of workers and
-however often the run was broken off.
+however often the run was broken off. Its `digest` is a SHA-256 over those of the
+shards, train before test, each of which is one over the bytes of its records in
+order; so nothing has to be read again to compute it.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ import tqdm
 
 from composer_jax import conditions as conditions_lib
 from data_pipelines import sources
+from data_pipelines.dataset import INFO
 from data_pipelines.engines import local
 from data_pipelines.records import write_tfds_metadata
 from data_pipelines.shard import (
@@ -39,20 +42,20 @@ from data_pipelines.shard import (
     Shard,
     number_for,
     receipt_of,
+    remove_unfinished,
     replace_file,
     write_shard,
 )
 
-INFO = 'dataset.json'
 REJECTED = 'rejected.jsonl'
-IMAGES_PER_SHARD = 1024
-"""A few seconds to a minute of work, so that little is lost with a worker."""
+IMAGES_PER_SHARD = 512
+"""Seconds of work, so that little is lost with a worker and progress is seen."""
 
 Engine = Callable[..., Iterator[tuple[Shard, dict[str, Any]]]]
 """Like `engines.local.run`."""
 
 # The packages whose versions can change what is written.
-_PACKAGES = ('array_record', 'numpy', 'pillow', 'scipy', 'scikit-image')
+_PACKAGES = ('array_record', 'numpy', 'pillow', 'resvg_py', 'scikit-image', 'scipy')
 
 
 def prepare(
@@ -75,8 +78,8 @@ def prepare(
     source_spec: as `sources.open_source` takes it.
     out: the folder to write.
     size: side of the prepared images, in pixels.
-    shards: number of files of all splits together; by default one for about a
-      thousand images.
+    shards: number of files of all splits together; by default one for about 500
+      images.
     conditions: names of the conditions to store; by default all that are measured
       in the image once and for all.
     workers: processes to use, or 0 to work in this one.
@@ -109,8 +112,7 @@ def prepare(
   recipe = Recipe(source_spec, os.fspath(out), size, crop, seed, names)
   tasks = _plan_shards(splits, shards)
   plan = {
-      'source': source.name,
-      'source_spec': source_spec,
+      'source': source_spec,
       'licence': source.licence,
       'credit': source.credit,
       'keys': {'count': len(keys), 'digest': _digest(keys)},
@@ -122,9 +124,11 @@ def prepare(
       'conditions': {
           c.name: _plain(c.spec(size).to_json()) for c in conditions_lib.by_name(names)
       },
-      'versions': {name: metadata.version(name) for name in _PACKAGES},
+      'versions': _versions(),
   }
   _agree_on_plan(out, plan)
+  if (out / INFO).exists() and all(receipt_of(out, task.name) for task in tasks):
+    return json.loads((out / INFO).read_text('utf-8'))
   receipts = _run_missing(recipe, tasks, workers, engine, progress)
   return _finish(out, recipe, plan, tasks, receipts)
 
@@ -258,7 +262,8 @@ def _finish(
     raise ValueError(
         f'None of the {len(rejected)} images could be used'
         f' ({", ".join(f"{n} x {reason}" for reason, n in by_reason.items())});'
-        f' see {out / REJECTED}. First: {rejected[0]["message"]}'
+        f' see {out / REJECTED}. First: {rejected[0]["message"]} Mend the source,'
+        f' remove {out} and prepare it again.'
     )
   splits = {}
   for split in plan['shards']:
@@ -279,7 +284,7 @@ def _finish(
   existing = out / INFO
   if existing.exists():  # Keep the versions that it was made with.
     info['versions'] = json.loads(existing.read_text('utf-8'))['versions']
-  with tempfile.TemporaryDirectory(dir=out / RECEIPTS) as folder:
+  with tempfile.TemporaryDirectory(suffix='.part', dir=out / RECEIPTS) as folder:
     write_tfds_metadata(
         pathlib.Path(folder),
         recipe.record_type(),
@@ -290,10 +295,18 @@ def _finish(
     )
     for path in pathlib.Path(folder).iterdir():
       os.replace(path, out / path.name)
-  for part in (out / RECEIPTS).glob('*.part'):  # Left by processes that were killed.
-    part.unlink(missing_ok=True)
+  remove_unfinished(out)
   replace_file(existing, json.dumps(info, indent=1, ensure_ascii=False) + '\n')
   return info
+
+
+def _versions() -> dict[str, str]:
+  installed = {}
+  for name in _PACKAGES:
+    # One that only another source needs may be absent.
+    with contextlib.suppress(metadata.PackageNotFoundError):
+      installed[name] = metadata.version(name)
+  return installed
 
 
 def _digest(texts: Iterable[str]) -> str:

@@ -61,7 +61,8 @@ class RecordType:
     """
     specs = {condition.name: condition.spec(size) for condition in conditions}
     arrays = {'image': ((size, size, 3), 'uint8')}
-    return cls(arrays | {name: (spec.shape, spec.dtype) for name, spec in specs.items()})
+    arrays |= {name: (spec.shape, spec.dtype) for name, spec in specs.items()}
+    return cls(arrays)
 
   def encode(self, record: Mapping[str, Any]) -> bytes:
     """A record as bytes, the same bytes for the same record.

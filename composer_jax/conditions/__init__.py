@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 from composer_jax.conditions.caption import Caption
 from composer_jax.conditions.condition import (
-    Condition,
-    Encoder,
-    GlobalFeatures,
-    Spec,
+  Condition,
+  Encoder,
+  GlobalFeatures,
+  Spec,
 )
 from composer_jax.conditions.depth import Depth
 from composer_jax.conditions.instances import Instances
@@ -20,23 +20,23 @@ from composer_jax.conditions.semantics import Semantics
 from composer_jax.conditions.sketch import Sketch
 
 __all__ = [
-    'ALL',
-    'Condition',
-    'Encoder',
-    'GlobalFeatures',
-    'Spec',
-    'by_name',
+  'ALL',
+  'Condition',
+  'Encoder',
+  'GlobalFeatures',
+  'Spec',
+  'by_name',
 ]
 
 ALL: tuple[Condition, ...] = (
-    Caption(),
-    Semantics(),
-    Palette(),
-    Sketch(),
-    Instances(),
-    Depth(),
-    Intensity(),
-    Mask(),
+  Caption(),
+  Semantics(),
+  Palette(),
+  Sketch(),
+  Instances(),
+  Depth(),
+  Intensity(),
+  Mask(),
 )
 
 
@@ -51,6 +51,6 @@ def by_name(names: Iterable[str]) -> tuple[Condition, ...]:
   unknown = [name for name in names if name not in known]
   if unknown:
     raise ValueError(
-        f'Unknown condition {unknown[0]!r}; expected any of {", ".join(known)}.'
+      f'Unknown condition {unknown[0]!r}; expected any of {", ".join(known)}.'
     )
   return tuple(c for c in ALL if c.name in names)

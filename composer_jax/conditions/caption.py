@@ -21,23 +21,23 @@ class Caption(Condition):
   def spec(self, size: int) -> Spec:
     # Tokens and width are the encoder's; these are CLIP ViT-L/14's.
     return Spec(
-        shape=(78, 768),
-        dtype='float16',
-        low=-100,
-        high=100,
-        unit='77 word states, then the unit-length sentence embedding',
-        source='text side of the dual encoder',
+      shape=(78, 768),
+      dtype='float16',
+      low=-100,
+      high=100,
+      unit='77 word states, then the unit-length sentence embedding',
+      source='text side of the dual encoder',
     )
 
   def embed(
-      self, encoder: Encoder, images: np.ndarray, captions: list[str]
+    self, encoder: Encoder, images: np.ndarray, captions: list[str]
   ) -> np.ndarray:
     words, sentence = encoder.embed_captions(captions)
     if words.shape[-1] != sentence.shape[-1]:
       raise ValueError(
-          'A caption is stored as one array, so the text width'
-          f' ({words.shape[-1]}) of the dual encoder must equal its embedding width'
-          f' ({sentence.shape[-1]}); train the encoder with equal widths.'
+        'A caption is stored as one array, so the text width'
+        f' ({words.shape[-1]}) of the dual encoder must equal its embedding width'
+        f' ({sentence.shape[-1]}); train the encoder with equal widths.'
       )
     stored = np.concatenate([words, sentence[:, None]], axis=1)
     said = np.array([bool(caption) for caption in captions])
@@ -48,7 +48,7 @@ class Caption(Condition):
 
   def features(self, stored: jax.Array) -> GlobalFeatures:
     return GlobalFeatures(
-        unit_features(stored[:, -1]), stored[:, :-1].astype('float32')
+      unit_features(stored[:, -1]), stored[:, :-1].astype('float32')
     )
 
   def draw(self, stored: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -54,8 +54,7 @@ class Encoder(Protocol):
     """Captions to word states (B, T, D) and unit-length sentences (B, D)."""
 
 
-@dataclasses.dataclass(frozen=True)
-class GlobalFeatures:
+class GlobalFeatures(NamedTuple):
   """What a global condition tells the U-Net.
 
   Attributes:
@@ -99,7 +98,7 @@ class Condition(abc.ABC):
     raise NotImplementedError(f'{self.name} needs a trained encoder.')
 
   def embed(
-      self, encoder: Encoder, images: np.ndarray, captions: list[str]
+    self, encoder: Encoder, images: np.ndarray, captions: list[str]
   ) -> np.ndarray:
     """Batched extraction by a trained encoder, for `embedded` conditions.
 

@@ -46,12 +46,12 @@ class Depth(Condition):
 
   def spec(self, size: int) -> Spec:
     return Spec(
-        shape=(size, size, 1),
-        dtype='float16',
-        low=0,
-        high=NEAREST,
-        unit='relative inverse depth, 0 far, 10 near',
-        source='stand-in: inflated instances, not measured depth',
+      shape=(size, size, 1),
+      dtype='float16',
+      low=0,
+      high=NEAREST,
+      unit='relative inverse depth, 0 far, 10 near',
+      source='stand-in: inflated instances, not measured depth',
     )
 
   def extract(self, picture: Picture, rng: np.random.Generator) -> np.ndarray:
@@ -77,6 +77,6 @@ def rank_fidelity(asked: np.ndarray, again: np.ndarray) -> dict[str, float]:
   # A constant map orders nothing; say so with 0 rather than with NaN.
   flat = np.ptp(a) == 0 or np.ptp(b) == 0
   return {
-      'rank_correlation': 0.0 if flat else float(stats.spearmanr(a, b).statistic),
-      'rmse': float(np.sqrt(np.mean((a - b) ** 2))),
+    'rank_correlation': 0.0 if flat else float(stats.spearmanr(a, b).statistic),
+    'rmse': float(np.sqrt(np.mean((a - b) ** 2))),
   }

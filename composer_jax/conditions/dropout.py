@@ -14,9 +14,9 @@ KEEP_ALL = 0.1
 
 
 def draw_kept(
-    key: jax.Array,
-    conditions: Sequence[Condition],
-    present: Mapping[str, jax.Array],
+  key: jax.Array,
+  conditions: Sequence[Condition],
+  present: Mapping[str, jax.Array],
 ) -> dict[str, jax.Array]:
   """Draws the kept conditions of each sample of a batch.
 

@@ -62,12 +62,12 @@ class Instances(Condition):
 
   def spec(self, size: int) -> Spec:
     return Spec(
-        shape=(size, size, 1),
-        dtype='uint8',
-        low=0,
-        high=MAX_INSTANCES,
-        unit='instance id by falling area, 0 background',
-        source='parts of the alpha mask, else Felzenszwalb segmentation',
+      shape=(size, size, 1),
+      dtype='uint8',
+      low=0,
+      high=MAX_INSTANCES,
+      unit='instance id by falling area, 0 background',
+      source='parts of the alpha mask, else Felzenszwalb segmentation',
     )
 
   def extract(self, picture: Picture, rng: np.random.Generator) -> np.ndarray:

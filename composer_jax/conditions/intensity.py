@@ -14,12 +14,12 @@ from composer_jax.conditions.depth import rank_fidelity
 from composer_jax.images import Picture
 
 WEIGHTS = (
-    (0.299, 0.587, 0.114),  # Rec. 601 luma.
-    (0.2126, 0.7152, 0.0722),  # Rec. 709 luma.
-    (1 / 3, 1 / 3, 1 / 3),
-    (0.5, 0.3, 0.2),
-    (0.2, 0.5, 0.3),
-    (0.3, 0.2, 0.5),
+  (0.299, 0.587, 0.114),  # Rec. 601 luma.
+  (0.2126, 0.7152, 0.0722),  # Rec. 709 luma.
+  (1 / 3, 1 / 3, 1 / 3),
+  (0.5, 0.3, 0.2),
+  (0.2, 0.5, 0.3),
+  (0.3, 0.2, 0.5),
 )
 """The fixed set of (red, green, blue) weights; the paper does not print its own."""
 
@@ -34,12 +34,12 @@ class Intensity(Condition):
 
   def spec(self, size: int) -> Spec:
     return Spec(
-        shape=(size, size, 1),
-        dtype='uint8',
-        low=0,
-        high=255,
-        unit='gray level',
-        source='channel weights drawn from a fixed set each time (Composer 2.1)',
+      shape=(size, size, 1),
+      dtype='uint8',
+      low=0,
+      high=255,
+      unit='gray level',
+      source='channel weights drawn from a fixed set each time (Composer 2.1)',
     )
 
   def extract(self, picture: Picture, rng: np.random.Generator) -> np.ndarray:

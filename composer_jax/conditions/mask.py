@@ -53,12 +53,12 @@ class Mask(Condition):
 
   def spec(self, size: int) -> Spec:
     return Spec(
-        shape=(size, size, 4),
-        dtype='uint8',
-        low=0,
-        high=255,
-        unit='sRGB, 0 where hidden; fourth channel 255 where visible',
-        source='strokes, rectangles and halves, drawn at random each time',
+      shape=(size, size, 4),
+      dtype='uint8',
+      low=0,
+      high=255,
+      unit='sRGB, 0 where hidden; fourth channel 255 where visible',
+      source='strokes, rectangles and halves, drawn at random each time',
     )
 
   def extract(self, picture: Picture, rng: np.random.Generator) -> np.ndarray:

@@ -33,9 +33,9 @@ def codebook() -> np.ndarray:
   saturations = [*np.linspace(0, 1, s + 2)[1:-1], 1, *[1] * v, *[0.4] * (v - 1)]
   values = [*[1] * s, 1, *ramp[1:-1], *ramp[1:-2]]
   colours = [
-      colorsys.hsv_to_rgb(hue, saturation, value)
-      for hue in HUES
-      for saturation, value in zip(saturations, values, strict=True)
+    colorsys.hsv_to_rgb(hue, saturation, value)
+    for hue in HUES
+    for saturation, value in zip(saturations, values, strict=True)
   ]
   colours += [(gray,) * 3 for gray in np.linspace(1, 0, s + 2 * v)]
   return np.round(np.array(colours) * 255).astype(np.uint8)
@@ -110,12 +110,12 @@ class Palette(Condition):
 
   def spec(self, size: int) -> Spec:
     return Spec(
-        shape=(len(codebook()),),
-        dtype='float32',
-        low=0,
-        high=1,
-        unit='share of pixels',
-        source='smoothed CIELab histogram, 11 hues, sigma 10 (Composer 2.1)',
+      shape=(len(codebook()),),
+      dtype='float32',
+      low=0,
+      high=1,
+      unit='share of pixels',
+      source='smoothed CIELab histogram, 11 hues, sigma 10 (Composer 2.1)',
     )
 
   def extract(self, picture: Picture, rng: np.random.Generator) -> np.ndarray:
@@ -154,6 +154,6 @@ class Palette(Condition):
       raise ValueError('A palette without any colour has no fidelity.')
     cost = np.ascontiguousarray(distances()[np.ix_(i, j)])
     return {
-        'cosine': cosine,
-        'earth_movers_lab': float(ot.emd2(p[i] / p[i].sum(), q[j] / q[j].sum(), cost)),
+      'cosine': cosine,
+      'earth_movers_lab': float(ot.emd2(p[i] / p[i].sum(), q[j] / q[j].sum(), cost)),
     }

@@ -42,16 +42,16 @@ class Semantics(Condition):
   def spec(self, size: int) -> Spec:
     # The width is the encoder's; 768 is CLIP ViT-L/14, as in the paper.
     return Spec(
-        shape=(768,),
-        dtype='float16',
-        low=-1,
-        high=1,
-        unit='unit-length embedding',
-        source='image side of the dual encoder',
+      shape=(768,),
+      dtype='float16',
+      low=-1,
+      high=1,
+      unit='unit-length embedding',
+      source='image side of the dual encoder',
     )
 
   def embed(
-      self, encoder: Encoder, images: np.ndarray, captions: list[str]
+    self, encoder: Encoder, images: np.ndarray, captions: list[str]
   ) -> np.ndarray:
     return encoder.embed_images(images).astype(np.float16)
 

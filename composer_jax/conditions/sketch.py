@@ -49,7 +49,7 @@ def edges(pixels: np.ndarray) -> np.ndarray:
 
   ahead = np.choose(step, [shifted(0, 1), shifted(1, 1), shifted(1, 0), shifted(1, -1)])
   behind = np.choose(
-      step, [shifted(0, -1), shifted(-1, -1), shifted(-1, 0), shifted(-1, 1)]
+    step, [shifted(0, -1), shifted(-1, -1), shifted(-1, 0), shifted(-1, 1)]
   )
   ridge = np.where((slope >= ahead) & (slope > behind), slope, 0)
   return skeletonize(apply_hysteresis_threshold(ridge, LOW, HIGH))
@@ -63,12 +63,12 @@ class Sketch(Condition):
 
   def spec(self, size: int) -> Spec:
     return Spec(
-        shape=(size, size, 1),
-        dtype='uint8',
-        low=0,
-        high=255,
-        unit='255 on an edge',
-        source='Canny on the CIELab gradient, thinned (no learned weights)',
+      shape=(size, size, 1),
+      dtype='uint8',
+      low=0,
+      high=255,
+      unit='255 on an edge',
+      source='Canny on the CIELab gradient, thinned (no learned weights)',
     )
 
   def extract(self, picture: Picture, rng: np.random.Generator) -> np.ndarray:

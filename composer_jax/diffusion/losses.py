@@ -23,7 +23,7 @@ def mse(output: jax.Array, wanted: jax.Array) -> jax.Array:
 
 
 def min_snr_weight(
-    prediction: Prediction, c: Coefficients, gamma: float = 5.0
+  prediction: Prediction, c: Coefficients, gamma: float = 5.0
 ) -> jax.Array:
   """Min-SNR-gamma weight of each sample (Hang et al. 2023, section 3.4): (B,).
 
@@ -36,39 +36,39 @@ def min_snr_weight(
 
 
 def gaussian_kl(
-    mean_1: jax.Array, log_var_1: jax.Array, mean_2: jax.Array, log_var_2: jax.Array
+  mean_1: jax.Array, log_var_1: jax.Array, mean_2: jax.Array, log_var_2: jax.Array
 ) -> jax.Array:
   """KL(N_1 || N_2) of diagonal Gaussians, elementwise, in nats."""
   return 0.5 * (
-      log_var_2
-      - log_var_1
-      + jnp.exp(log_var_1 - log_var_2)
-      + (mean_1 - mean_2) ** 2 * jnp.exp(-log_var_2)
-      - 1
+    log_var_2
+    - log_var_1
+    + jnp.exp(log_var_1 - log_var_2)
+    + (mean_1 - mean_2) ** 2 * jnp.exp(-log_var_2)
+    - 1
   )
 
 
 def discretised_log_likelihood(
-    x_0: jax.Array, mean: jax.Array, log_var: jax.Array
+  x_0: jax.Array, mean: jax.Array, log_var: jax.Array
 ) -> jax.Array:
   """Log probability of 8-bit pixels in [-1, 1] (Ho et al. 2020, eq. 13), in nats."""
   sigma, half = jnp.exp(0.5 * log_var), 1 / 255
   upper, lower = (x_0 + half - mean) / sigma, (x_0 - half - mean) / sigma
   inside = norm.cdf(upper) - norm.cdf(lower)
   probability = jnp.where(
-      x_0 < -0.999, norm.cdf(upper), jnp.where(x_0 > 0.999, norm.sf(lower), inside)
+    x_0 < -0.999, norm.cdf(upper), jnp.where(x_0 > 0.999, norm.sf(lower), inside)
   )
   return jnp.log(jnp.maximum(probability, 1e-12))
 
 
 def variational_bound(
-    x_0: jax.Array,
-    x_t: jax.Array,
-    t: jax.Array,
-    model_x_0: jax.Array,
-    values: jax.Array,
-    betas: jax.Array,
-    alphas_cumprod: jax.Array,
+  x_0: jax.Array,
+  x_t: jax.Array,
+  t: jax.Array,
+  model_x_0: jax.Array,
+  values: jax.Array,
+  betas: jax.Array,
+  alphas_cumprod: jax.Array,
 ) -> jax.Array:
   """The term L_t of the variational bound with a learned variance: (B,), in bits.
 

@@ -29,7 +29,7 @@ def q_sample(x_0: jax.Array, noise: jax.Array, c: Coefficients) -> jax.Array:
 
 
 def target(
-    prediction: Prediction, x_0: jax.Array, noise: jax.Array, c: Coefficients
+  prediction: Prediction, x_0: jax.Array, noise: jax.Array, c: Coefficients
 ) -> jax.Array:
   """What the network is asked for.
 
@@ -50,12 +50,12 @@ def target(
   if prediction == 'x0':
     return x_0
   raise ValueError(
-      f'diffusion.prediction is {prediction!r}; expected "eps", "v" or "x0".'
+    f'diffusion.prediction is {prediction!r}; expected "eps", "v" or "x0".'
   )
 
 
 def to_eps_and_x0(
-    prediction: Prediction, output: jax.Array, x_t: jax.Array, c: Coefficients
+  prediction: Prediction, output: jax.Array, x_t: jax.Array, c: Coefficients
 ) -> tuple[jax.Array, jax.Array]:
   """Turns a network output of any prediction type into (eps, x_0)."""
   if prediction == 'eps':
@@ -65,5 +65,5 @@ def to_eps_and_x0(
   if prediction == 'x0':
     return (x_t - c.signal * output) / c.noise, output
   raise ValueError(
-      f'diffusion.prediction is {prediction!r}; expected "eps", "v" or "x0".'
+    f'diffusion.prediction is {prediction!r}; expected "eps", "v" or "x0".'
   )

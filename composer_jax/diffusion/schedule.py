@@ -50,10 +50,8 @@ def make_schedule(kind: Kind, num_steps: int = 1000) -> Schedule:
     betas = np.linspace(scale * 1e-4, scale * 0.02, num_steps, dtype=np.float64)
     if betas[-1] >= 1:
       raise ValueError(
-          f'diffusion.num_steps is {num_steps}; a linear schedule needs more than 20.'
+        f'diffusion.num_steps is {num_steps}; a linear schedule needs more than 20.'
       )
   else:
-    raise ValueError(
-        f'diffusion.schedule is {kind!r}; expected "cosine" or "linear".'
-    )
+    raise ValueError(f'diffusion.schedule is {kind!r}; expected "cosine" or "linear".')
   return Schedule(betas, np.cumprod(1 - betas))

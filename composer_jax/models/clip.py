@@ -97,55 +97,51 @@ class ClipConfig:
   dtype: str = 'float32'
 
   def __post_init__(self):
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      if field.name in ('activation', 'dtype', 'end_token'):
+    for name, value in vars(self).items():
+      if name in ('activation', 'dtype'):
         continue
-      if not isinstance(value, int) or value < 1:
-        raise ValueError(f'{field.name} is {value!r}; give a positive integer.')
+      least = 0 if name == 'end_token' else 1
+      if not isinstance(value, int) or value < least:
+        raise ValueError(f'{name} is {value!r}; give an integer of at least {least}.')
     for whole, part in (
-        ('image_size', 'patch_size'),
-        ('vision_width', 'vision_heads'),
-        ('text_width', 'text_heads'),
+      ('image_size', 'patch_size'),
+      ('vision_width', 'vision_heads'),
+      ('text_width', 'text_heads'),
     ):
       if getattr(self, whole) % getattr(self, part):
         raise ValueError(
-            f'{whole} ({getattr(self, whole)}) must be a multiple of '
-            f'{part} ({getattr(self, part)}).'
+          f'{whole} ({getattr(self, whole)}) must be a multiple of '
+          f'{part} ({getattr(self, part)}).'
         )
-    if not isinstance(self.end_token, int) or not (
-        0 <= self.end_token < self.vocab_size
-    ):
+    if self.end_token >= self.vocab_size:
       raise ValueError(
-          f'end_token is {self.end_token!r}; give a token id from 0 to '
-          f'{self.vocab_size - 1} (vocab_size - 1).'
+        f'end_token ({self.end_token}) must be less than vocab_size '
+        f'({self.vocab_size}).'
       )
     if self.activation not in ACTIVATIONS:
       raise ValueError(
-          f'activation is {self.activation!r}; choose from {sorted(ACTIVATIONS)}.'
+        f'activation is {self.activation!r}; choose from {sorted(ACTIVATIONS)}.'
       )
     if self.dtype not in ('float32', 'bfloat16'):
-      raise ValueError(
-          f"dtype is {self.dtype!r}; choose 'float32' or 'bfloat16'."
-      )
+      raise ValueError(f"dtype is {self.dtype!r}; choose 'float32' or 'bfloat16'.")
 
   @classmethod
   def vit_l14(cls, *, image_size: int = 336, dtype: str = 'float32') -> Self:
     """OpenAI's ViT-L/14: published for images of 224 and, as here, of 336."""
     return cls(
-        image_size=image_size,
-        patch_size=14,
-        vision_width=1024,
-        vision_layers=24,
-        vision_heads=16,
-        text_width=768,
-        text_layers=12,
-        text_heads=12,
-        vocab_size=49408,
-        context_length=77,
-        end_token=49407,
-        embed_width=768,
-        dtype=dtype,
+      image_size=image_size,
+      patch_size=14,
+      vision_width=1024,
+      vision_layers=24,
+      vision_heads=16,
+      text_width=768,
+      text_layers=12,
+      text_heads=12,
+      vocab_size=49408,
+      context_length=77,
+      end_token=49407,
+      embed_width=768,
+      dtype=dtype,
     )
 
 
@@ -171,7 +167,7 @@ def normalise(images: jax.Array, image_size: int) -> jax.Array:
   x = jnp.asarray(images, jnp.float32) / 255
   if images.shape[1] != image_size:
     x = jax.image.resize(
-        x, (x.shape[0], image_size, image_size, 3), 'cubic', antialias=True
+      x, (x.shape[0], image_size, image_size, 3), 'cubic', antialias=True
     )
     # The cubic filter overshoots at edges; published models never saw that.
     x = jnp.clip(x, 0, 1)
@@ -181,32 +177,18 @@ def normalise(images: jax.Array, image_size: int) -> jax.Array:
 class Attention(nnx.Module):
   """Multi-head self-attention over (B, T, W)."""
 
-  def __init__(
-      self,
-      width: int,
-      heads: int,
-      *,
-      causal: bool,
-      out_std: float,
-      dtype: jnp.dtype,
-      rngs: nnx.Rngs,
-  ):
-    def linear(std: float) -> nnx.Linear:
-      init = nnx.initializers.normal(std)
-      return nnx.Linear(width, width, kernel_init=init, dtype=dtype, rngs=rngs)
-
+  def __init__(self, width: int, heads: int, out_std: float, causal: bool, **how):
     self.heads = heads
     self.causal = causal
-    self.q_proj = linear(width**-0.5)
-    self.k_proj = linear(width**-0.5)
-    self.v_proj = linear(width**-0.5)
-    self.out_proj = linear(out_std)
+    self.q_proj = _linear(width, width, std=width**-0.5, **how)
+    self.k_proj = _linear(width, width, std=width**-0.5, **how)
+    self.v_proj = _linear(width, width, std=width**-0.5, **how)
+    self.out_proj = _linear(width, width, std=out_std, **how)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     split = (*x.shape[:2], self.heads, -1)
     q, k, v = (
-        project(x).reshape(split)
-        for project in (self.q_proj, self.k_proj, self.v_proj)
+      project(x).reshape(split) for project in (self.q_proj, self.k_proj, self.v_proj)
     )
     x_BxTxHxC = jax.nn.dot_product_attention(q, k, v, is_causal=self.causal)
     return self.out_proj(x_BxTxHxC.reshape(x.shape))
@@ -216,51 +198,37 @@ class Mlp(nnx.Module):
   """Two linear layers with an activation between, at every position alone."""
 
   def __init__(
-      self,
-      width: int,
-      config: ClipConfig,
-      *,
-      out_std: float,
-      dtype: jnp.dtype,
-      rngs: nnx.Rngs,
+    self, width: int, hidden: int, out_std: float, activation: str, **how
   ):
-    hidden = width * config.mlp_ratio
-    init = nnx.initializers.normal
-    self.activation = config.activation
-    self.fc1 = nnx.Linear(
-        width, hidden, kernel_init=init((2 * width) ** -0.5), dtype=dtype, rngs=rngs
-    )
-    self.fc2 = nnx.Linear(
-        hidden, width, kernel_init=init(out_std), dtype=dtype, rngs=rngs
-    )
+    self.activation = activation
+    self.fc1 = _linear(width, hidden, std=(2 * width) ** -0.5, **how)
+    self.fc2 = _linear(hidden, width, std=out_std, **how)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
 
 
 class EncoderLayer(nnx.Module):
-  """A pre-norm transformer layer over (B, T, W)."""
+  """A pre-norm transformer layer over (B, T, W), one of `depth`."""
 
   def __init__(
-      self,
-      width: int,
-      heads: int,
-      layers: int,
-      config: ClipConfig,
-      *,
-      causal: bool,
-      rngs: nnx.Rngs,
+    self,
+    width: int,
+    heads: int,
+    depth: int,
+    causal: bool,
+    config: ClipConfig,
+    rngs: nnx.Rngs,
   ):
-    dtype = jnp.dtype(config.dtype)
     # The more layers add to the residual stream, the less each of them adds at
     # first (OpenAI's initialisation, after GPT-2).
-    out_std = (2 * layers * width) ** -0.5
-    self.layer_norm1 = _layer_norm(width, dtype, rngs)
-    self.self_attn = Attention(
-        width, heads, causal=causal, out_std=out_std, dtype=dtype, rngs=rngs
-    )
-    self.layer_norm2 = _layer_norm(width, dtype, rngs)
-    self.mlp = Mlp(width, config, out_std=out_std, dtype=dtype, rngs=rngs)
+    out_std = (2 * depth * width) ** -0.5
+    hidden = width * config.mlp_ratio
+    how = {'dtype': jnp.dtype(config.dtype), 'rngs': rngs}
+    self.layer_norm1 = _layer_norm(width, **how)
+    self.self_attn = Attention(width, heads, out_std, causal, **how)
+    self.layer_norm2 = _layer_norm(width, **how)
+    self.mlp = Mlp(width, hidden, out_std, config.activation, **how)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     x = x + self.self_attn(self.layer_norm1(x))
@@ -270,32 +238,26 @@ class EncoderLayer(nnx.Module):
 class VisionModel(nnx.Module):
   """The image tower: a vision transformer whose class token is the summary."""
 
-  def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs):
-    width, patch = config.vision_width, config.patch_size
-    dtype = jnp.dtype(config.dtype)
+  def __init__(self, config: ClipConfig, rngs: nnx.Rngs):
+    width, depth, patch = config.vision_width, config.vision_layers, config.patch_size
+    values = 3 * patch**2
+    positions = (config.image_size // patch) ** 2 + 1
+    how = {'dtype': jnp.dtype(config.dtype), 'rngs': rngs}
     normal = nnx.initializers.normal(width**-0.5)
-    num_positions = (config.image_size // patch) ** 2 + 1
     self.patch_size = patch
     self.class_embedding = nnx.Param(normal(rngs.params(), (width,), jnp.float32))
-    self.patch_embedding = nnx.Linear(
-        patch * patch * 3, width, use_bias=False, dtype=dtype, rngs=rngs
+    self.patch_embedding = _linear(
+      values, width, std=(3 * values) ** -0.5, bias=False, **how
     )
     self.position_embedding = nnx.Embed(
-        num_positions, width, embedding_init=normal, dtype=dtype, rngs=rngs
+      positions, width, embedding_init=normal, **how
     )
-    self.pre_layernorm = _layer_norm(width, dtype, rngs)
+    self.pre_layernorm = _layer_norm(width, **how)
     self.layers = nnx.List(
-        EncoderLayer(
-            width,
-            config.vision_heads,
-            config.vision_layers,
-            config,
-            causal=False,
-            rngs=rngs,
-        )
-        for _ in range(config.vision_layers)
+      EncoderLayer(width, config.vision_heads, depth, False, config, rngs)
+      for _ in range(depth)
     )
-    self.post_layernorm = _layer_norm(width, dtype, rngs)
+    self.post_layernorm = _layer_norm(width, **how)
 
   def __call__(self, images: jax.Array) -> jax.Array:
     """Normalised images (B, S, S, 3) to summaries (B, W)."""
@@ -316,32 +278,21 @@ class VisionModel(nnx.Module):
 class TextModel(nnx.Module):
   """The caption tower: a causal transformer over token ids."""
 
-  def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs):
-    width = config.text_width
-    dtype = jnp.dtype(config.dtype)
+  def __init__(self, config: ClipConfig, rngs: nnx.Rngs):
+    width, depth = config.text_width, config.text_layers
+    how = {'dtype': jnp.dtype(config.dtype), 'rngs': rngs}
     normal = nnx.initializers.normal
     self.token_embedding = nnx.Embed(
-        config.vocab_size, width, embedding_init=normal(0.02), dtype=dtype, rngs=rngs
+      config.vocab_size, width, embedding_init=normal(0.02), **how
     )
     self.position_embedding = nnx.Embed(
-        config.context_length,
-        width,
-        embedding_init=normal(0.01),
-        dtype=dtype,
-        rngs=rngs,
+      config.context_length, width, embedding_init=normal(0.01), **how
     )
     self.layers = nnx.List(
-        EncoderLayer(
-            width,
-            config.text_heads,
-            config.text_layers,
-            config,
-            causal=True,
-            rngs=rngs,
-        )
-        for _ in range(config.text_layers)
+      EncoderLayer(width, config.text_heads, depth, True, config, rngs)
+      for _ in range(depth)
     )
-    self.final_layer_norm = _layer_norm(width, dtype, rngs)
+    self.final_layer_norm = _layer_norm(width, **how)
 
   def __call__(self, tokens: jax.Array) -> jax.Array:
     """Token ids (B, T) to word states (B, T, W)."""
@@ -361,21 +312,13 @@ class Clip(nnx.Module):
   """
 
   def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs):
-    def projection(width: int) -> nnx.Linear:
-      return nnx.Linear(
-          width,
-          config.embed_width,
-          use_bias=False,
-          kernel_init=nnx.initializers.normal(width**-0.5),
-          dtype=jnp.dtype(config.dtype),
-          rngs=rngs,
-      )
-
+    how = {'bias': False, 'dtype': jnp.dtype(config.dtype), 'rngs': rngs}
+    see, read, meet = config.vision_width, config.text_width, config.embed_width
     self.config = config
-    self.vision_model = VisionModel(config, rngs=rngs)
-    self.text_model = TextModel(config, rngs=rngs)
-    self.visual_projection = projection(config.vision_width)
-    self.text_projection = projection(config.text_width)
+    self.vision_model = VisionModel(config, rngs)
+    self.text_model = TextModel(config, rngs)
+    self.visual_projection = _linear(see, meet, std=see**-0.5, **how)
+    self.text_projection = _linear(read, meet, std=read**-0.5, **how)
     self.logit_scale = nnx.Param(jnp.array(INITIAL_LOGIT_SCALE, jnp.float32))
 
   def image_embedding(self, images: jax.Array) -> jax.Array:
@@ -396,8 +339,8 @@ class Clip(nnx.Module):
       raise TypeError(f'images are {images.dtype}; pass them through `normalise`.')
     if images.ndim != 4 or images.shape[1:] != (side, side, 3):
       raise ValueError(
-          f'images have shape {images.shape}; the model takes '
-          f'(B, {side}, {side}, 3), which `normalise` makes.'
+        f'images have shape {images.shape}; the model takes '
+        f'(B, {side}, {side}, 3), which `normalise` makes.'
       )
     summaries = self.vision_model(images)
     return self.visual_projection(summaries).astype(jnp.float32)
@@ -424,7 +367,7 @@ class Clip(nnx.Module):
       raise TypeError(f'tokens are {tokens.dtype}; give integer ids.')
     if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= longest:
       raise ValueError(
-          f'tokens have shape {tokens.shape}; give (B, T) with T from 1 to {longest}.'
+        f'tokens have shape {tokens.shape}; give (B, T) with T from 1 to {longest}.'
       )
     words = self.text_model(tokens)
     # Captions are padded with the end token too; only the first one ends them.
@@ -437,14 +380,16 @@ class Clip(nnx.Module):
 def unit_length(embeddings: jax.Array) -> jax.Array:
   """Scales the last axis to length one; zeros stay zeros, with zero gradient."""
   squares = jnp.sum(jnp.square(embeddings), axis=-1, keepdims=True)
-  return embeddings * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))
+  # A small constant under the root would make that gradient huge, not zero.
+  safe = jnp.where(squares > 0, squares, 1)
+  return embeddings * jnp.where(squares > 0, jax.lax.rsqrt(safe), 0)
 
 
 def contrastive_loss(
-    image_emb: jax.Array,
-    text_emb: jax.Array,
-    logit_scale: jax.Array,
-    weights: jax.Array | None = None,
+  image_emb: jax.Array,
+  text_emb: jax.Array,
+  logit_scale: jax.Array,
+  weights: jax.Array | None = None,
 ) -> jax.Array:
   """Symmetric InfoNCE: each image picks its caption and each caption its image.
 
@@ -467,19 +412,17 @@ def contrastive_loss(
   """
   if image_emb.ndim != 2 or image_emb.shape != text_emb.shape:
     raise ValueError(
-        f'image embeddings {image_emb.shape} and text embeddings {text_emb.shape} '
-        'must both be (B, D).'
+      f'image embeddings {image_emb.shape} and text embeddings {text_emb.shape} '
+      'must both be (B, D).'
     )
   if weights is None:
     weights = jnp.ones(len(image_emb))
   if weights.shape != image_emb.shape[:1]:
     raise ValueError(
-        f'weights have shape {weights.shape}; give ({len(image_emb)},), one a sample.'
+      f'weights have shape {weights.shape}; give ({len(image_emb)},), one a sample.'
     )
   weights = weights.astype(jnp.float32)
-  images, texts = (
-      unit_length(x.astype(jnp.float32)) for x in (image_emb, text_emb)
-  )
+  images, texts = (unit_length(x.astype(jnp.float32)) for x in (image_emb, text_emb))
   # Scaled by up to 100, the rounding of an accelerator's default bfloat16
   # product would show in the logits.
   cosines = jnp.matmul(images, texts.T, precision=jax.lax.Precision.HIGHEST)
@@ -516,6 +459,21 @@ def _capped_backward(logit_scale: jax.Array, grad: jax.Array) -> tuple[jax.Array
 
 
 _capped.defvjp(_capped_forward, _capped_backward)
+
+
+def _linear(
+  inputs: int,
+  outputs: int,
+  *,
+  std: float,
+  dtype: jnp.dtype,
+  rngs: nnx.Rngs,
+  bias: bool = True,
+) -> nnx.Linear:
+  init = nnx.initializers.normal(std)
+  return nnx.Linear(
+    inputs, outputs, use_bias=bias, kernel_init=init, dtype=dtype, rngs=rngs
+  )
 
 
 def _layer_norm(width: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:

@@ -27,14 +27,16 @@ FILE_NAME = 'tokenizer.json'
 
 # What CLIP takes for a word: a special token, an English clitic, letters, one
 # digit, or anything else without a gap. Input is lower-cased by then.
-_WORDS = '|'.join((
+_WORDS = '|'.join(
+  (
     r'<\|startoftext\|>',
     r'<\|endoftext\|>',
     r"'(?:s|t|re|ve|m|ll|d)",
     r'\p{L}+',
     r'\p{N}',
     r'[^\s\p{L}\p{N}]+',
-))
+  )
+)
 
 
 class Tokenizer:
@@ -48,9 +50,7 @@ class Tokenizer:
     self._backend = backend
 
   @classmethod
-  def train(
-      cls, captions: Iterable[str], vocab_size: int, context_length: int
-  ) -> Self:
+  def train(cls, captions: Iterable[str], vocab_size: int, context_length: int) -> Self:
     """Learns a vocabulary.
 
     The same captions give the same tokenizer, byte for byte.
@@ -74,28 +74,29 @@ class Tokenizer:
     learner.normalizer = _cleaning()
     learner.pre_tokenizer = _splitting()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 2,
-        min_frequency=2,
-        end_of_word_suffix=WORD_END,
-        # Named here, bytes get their ids in this order. The trainer would number
-        # those at the end of a word in the order of a hash table, which differs
-        # from run to run, and settles ties between pairs by those numbers.
-        special_tokens=alphabet,
-        show_progress=False,
+      vocab_size=vocab_size - 2,
+      min_frequency=2,
+      end_of_word_suffix=WORD_END,
+      # Named here, bytes get their ids in this order. The trainer would number
+      # those at the end of a word in the order of a hash table, which differs
+      # from run to run, and settles ties between pairs by those numbers.
+      special_tokens=alphabet,
+      show_progress=False,
     )
     learner.train_from_iterator(captions, trainer)
     learned = json.loads(learner.to_str())['model']
     vocab = learned['vocab']
     vocab |= {START: len(vocab), END: len(vocab) + 1}
     merges = [tuple(pair) for pair in learned['merges']]
-    return cls(_assemble(vocab, merges, context_length))
+    model = models.BPE(vocab, merges, end_of_word_suffix=WORD_END)
+    return cls(_assemble(model, context_length))
 
   @classmethod
   def from_clip(
-      cls,
-      vocab_json: str | os.PathLike[str],
-      merges_txt: str | os.PathLike[str],
-      context_length: int = 77,
+    cls,
+    vocab_json: str | os.PathLike[str],
+    merges_txt: str | os.PathLike[str],
+    context_length: int = 77,
   ) -> Self:
     """Opens CLIP's own vocabulary, as published with `CLIPTokenizer`.
 
@@ -116,21 +117,22 @@ class Tokenizer:
       vocab, merges = models.BPE.read_file(os.fspath(vocab_json), os.fspath(merges_txt))
     except Exception as error:  # The library raises bare exceptions.
       raise ValueError(
-          f'{vocab_json} and {merges_txt} do not hold a byte-pair vocabulary: {error}'
+        f'{vocab_json} and {merges_txt} do not hold a byte-pair vocabulary: {error}'
       ) from error
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     needed = [START, END, *alphabet, *(byte + WORD_END for byte in alphabet)]
     if missing := [token for token in needed if token not in vocab]:
       raise ValueError(
-          f'{vocab_json} lacks {len(missing)} tokens that every CLIP vocabulary '
-          f'has, {missing[0]!r} first.'
+        f'{vocab_json} lacks {len(missing)} tokens that every CLIP vocabulary '
+        f'has, {missing[0]!r} first.'
       )
     try:
-      return cls(_assemble(vocab, merges, context_length))
+      model = models.BPE(vocab, merges, end_of_word_suffix=WORD_END)
     except Exception as error:
       raise ValueError(
-          f'{vocab_json} and {merges_txt} do not belong together: {error}'
+        f'{vocab_json} and {merges_txt} do not belong together: {error}'
       ) from error
+    return cls(_assemble(model, context_length))
 
   @classmethod
   def load(cls, folder: str | os.PathLike[str]) -> Self:
@@ -148,7 +150,7 @@ class Tokenizer:
       raise ValueError(f'{path} is not a tokenizer: {error}') from error
     if not backend.truncation or not backend.padding:
       raise ValueError(
-          f'{path} does not say its context length; write it with Tokenizer.save.'
+        f'{path} does not say its context length; write it with Tokenizer.save.'
       )
     if None in (backend.token_to_id(START), backend.token_to_id(END)):
       raise ValueError(f'{path} lacks the tokens {START} and {END}.')
@@ -212,54 +214,52 @@ class Tokenizer:
       first = captions[cut[0]]
       shown = first if len(first) <= 60 else first[:59] + '…'
       warnings.warn(
-          f'{len(cut)} of {len(captions)} captions are cut to {self.context_length} '
-          f'tokens, first {shown!r}.',
-          stacklevel=2,
+        f'{len(cut)} of {len(captions)} captions are cut to {self.context_length} '
+        f'tokens, first {shown!r}.',
+        stacklevel=2,
       )
     ids = np.array([encoding.ids for encoding in encodings], np.int32)
     return ids.reshape(len(captions), self.context_length)
 
 
 def _cleaning() -> normalizers.Normalizer:
-  return normalizers.Sequence([
+  return normalizers.Sequence(
+    [
       normalizers.NFC(),
       normalizers.Replace(tokenizers.Regex(r'\s+'), ' '),
       normalizers.Lowercase(),
-  ])
+    ]
+  )
 
 
 def _splitting() -> pre_tokenizers.PreTokenizer:
-  return pre_tokenizers.Sequence([
-      pre_tokenizers.Split(
-          tokenizers.Regex(_WORDS), behavior='removed', invert=True
-      ),
+  return pre_tokenizers.Sequence(
+    [
+      pre_tokenizers.Split(tokenizers.Regex(_WORDS), behavior='removed', invert=True),
       # Splits once more, by GPT-2's pattern. That shows only in words such as
       # '<|EndOfText|>', and there it is what CLIPTokenizer does.
       pre_tokenizers.ByteLevel(add_prefix_space=False),
-  ])
+    ]
+  )
 
 
-def _assemble(
-    vocab: dict[str, int], merges: list[tuple[str, str]], context_length: int
-) -> tokenizers.Tokenizer:
+def _assemble(model: models.BPE, context_length: int) -> tokenizers.Tokenizer:
   if context_length < 3:
     raise ValueError(
-        f'context_length is {context_length}; give 3 or more: a start token, an end '
-        'token, and a word between.'
+      f'context_length is {context_length}; give 3 or more: a start token, an end '
+      'token, and a word between.'
     )
-  backend = tokenizers.Tokenizer(
-      models.BPE(vocab, merges, end_of_word_suffix=WORD_END)
-  )
+  backend = tokenizers.Tokenizer(model)
   backend.normalizer = _cleaning()
   backend.pre_tokenizer = _splitting()
   # As in CLIP, these are special wherever they stand, also inside a caption.
   backend.add_special_tokens([START, END])
   backend.post_processor = processors.TemplateProcessing(
-      single=f'{START} $A {END}',
-      special_tokens=[(token, vocab[token]) for token in (START, END)],
+    single=f'{START} $A {END}',
+    special_tokens=[(token, backend.token_to_id(token)) for token in (START, END)],
   )
   backend.enable_truncation(context_length)
   backend.enable_padding(
-      pad_id=vocab[END], pad_token=END, length=context_length
+    pad_id=backend.token_to_id(END), pad_token=END, length=context_length
   )
   return backend

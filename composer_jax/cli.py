@@ -1,0 +1,46 @@
+"""The command line: `composer-jax VERB`; each verb is a module of `commands`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+VERBS = {
+    'prepare': 'images to a data set with all conditions',
+    'decompose': 'one image to its conditions, as arrays and pictures',
+    'train': 'train a stage: dual encoder, base model or upsampler',
+    'compose': 'make an image from conditions of other images',
+    'report': 'a page that shows what a model can do, and measures it',
+}
+
+
+def usage() -> str:
+  lines = [f'  {verb:10} {what}' for verb, what in VERBS.items()]
+  return '\n'.join([
+      'usage: composer-jax VERB [--help] ...',
+      '',
+      *lines,
+  ])
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Runs a verb; returns its exit status."""
+  argv = sys.argv[1:] if argv is None else argv
+  if not argv or argv[0] in ('-h', '--help'):
+    print(usage())
+    return 0 if argv else 2
+  verb, *rest = argv
+  if verb == '--version':
+    from composer_jax import __version__
+
+    print(__version__)
+    return 0
+  if verb not in VERBS:
+    print(f'composer-jax: unknown verb {verb!r}\n\n{usage()}', file=sys.stderr)
+    return 2
+  command = importlib.import_module(f'composer_jax.commands.{verb}')
+  try:
+    return command.main(rest)
+  except (ValueError, OSError, RuntimeError) as error:
+    print(f'composer-jax {verb}: {error}', file=sys.stderr)
+    return 1

@@ -1,0 +1,152 @@
+"""`composer-jax train`: trains one stage on a prepared data set."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from composer_jax import config as config_lib
+from composer_jax.composer import INPUTS
+from composer_jax.config import Config
+from composer_jax.models.tokenizer import Tokenizer
+from composer_jax.training import loop
+from composer_jax.training.grids import GridSampler
+from composer_jax.training.stages import Diffusion, DualEncoder
+from data_pipelines.loader import Batches, PreparedDataset, batches, load_dataset
+
+Encode = Callable[[dict[str, Any]], dict[str, np.ndarray]]
+
+
+class Encoded:
+  """Batches with something done to each; its position is that of the batches."""
+
+  def __init__(self, source: Batches, encode: Encode):
+    self._source, self._encode = source, encode
+    self.get_state, self.set_state = source.get_state, source.set_state
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    return self._encode(next(self._source))
+
+
+def fit_tokenizer(
+    config: Config, dataset: PreparedDataset, workdir: pathlib.Path
+) -> tuple[Config, Tokenizer]:
+  """Loads the run's tokenizer, or trains one; the model takes its vocabulary."""
+  folder = workdir / 'tokenizer'
+  if folder.is_dir():
+    tokenizer = Tokenizer.load(folder)
+  else:
+    texts = [dataset[i]['text'] for i in range(len(dataset))]
+    if not any(texts):
+      raise ValueError(
+          f'{config.data.path} has no captions, so there is nothing to train a dual'
+          ' encoder with. Train the base model without caption and semantics:'
+          " --config.model.conditions=\"('palette','sketch','mask')\"."
+      )
+    model = config.model
+    tokenizer = Tokenizer.train(texts, model.vocab_size, model.context_length)
+    tokenizer.save(folder)
+  model = dataclasses.replace(
+      config.model,
+      vocab_size=tokenizer.vocab_size,
+      end_token=tokenizer.end_token,
+  )
+  return dataclasses.replace(config, model=model), tokenizer
+
+
+def write_config(config: Config, workdir: pathlib.Path) -> None:
+  """Keeps the resolved config; refuses to mix two in one folder.
+
+  Raises:
+    ValueError: the folder holds a run with another model or diffusion.
+  """
+  path = workdir / 'config.json'
+  if path.exists():
+    before, now = json.loads(path.read_text()), json.loads(config.to_json())
+    differ = [
+        f'{part}.{name}: {before[part].get(name)!r} there, {value!r} asked'
+        for part in ('model', 'diffusion')
+        for name, value in now[part].items()
+        if before[part].get(name) != value
+    ]
+    if differ:
+      raise ValueError(
+          f'{workdir} holds another run: {"; ".join(differ)}. Use another --workdir.'
+      )
+  path.write_text(config.to_json())
+
+
+def main(argv: list[str]) -> int:
+  parser = argparse.ArgumentParser(
+      prog='composer-jax train',
+      description='Trains one stage, or goes on where it was interrupted.',
+      epilog='Fields of the config are set with --config.field=value, such as'
+      ' --config.data.path=DIR --config.train.minutes=5.',
+      allow_abbrev=False,
+  )
+  parser.add_argument('--workdir', type=pathlib.Path, required=True, metavar='DIR')
+  parser.add_argument('--config', metavar='FILE', help='such as configs/demo/base.py')
+  flags, rest = parser.parse_known_args(argv)
+  given = [f'--config={flags.config}'] if flags.config else []
+  config = config_lib.parse([*given, *rest])
+  if not config.data.path:
+    raise ValueError('config.data.path is empty; give --config.data.path=DIR.')
+  workdir = flags.workdir
+  workdir.mkdir(parents=True, exist_ok=True)
+
+  dataset = load_dataset(config.data.path, 'train')
+  options = {
+      'batch_size': config.data.batch_size,
+      'seed': config.train.seed,
+      'process_index': jax.process_index(),
+      'process_count': jax.process_count(),
+      'flip': config.data.flip,
+      'workers': config.data.workers,
+  }
+  sampler = None
+  if config.stage == 'dual_encoder':
+    config, tokenizer = fit_tokenizer(config, dataset, workdir)
+
+    def encode(batch: dict[str, Any]) -> dict[str, np.ndarray]:
+      texts = batch['text']
+      said = np.array([bool(text) for text in texts])
+      return {
+          'image': batch['image'],
+          'tokens': tokenizer.encode(texts),
+          'has_text': said,
+      }
+
+    source = Encoded(
+        batches(dataset, conditions=(), with_text=True, **options), encode
+    )
+    stage, shapes = DualEncoder(config), {}
+  else:
+    names = config.model.conditions
+    source = batches(dataset, conditions=names, **options)
+    first = next(source)
+    source.set_state({**source.get_state(), 'next_batch': 0})
+    shapes = {name: first[name].shape[1:] for name in names}
+    stage = Diffusion(config, shapes)
+    held_out = load_dataset(config.data.path, 'test')
+    sampler = GridSampler(stage, held_out, config)
+
+  write_config(config, workdir)
+  inputs = {
+      'condition_shapes': shapes,
+      'data': {key: dataset.info[key] for key in ('source', 'licence', 'credit')},
+      'digest': dataset.info['digest'],
+  }
+  (workdir / INPUTS).write_text(json.dumps(inputs, indent=2) + '\n')
+  run = loop.train(config, stage, source, workdir, sampler)
+  if run.finished:
+    print(f'Trained {run.step} steps; the model is in {workdir}.')
+  else:
+    print(f'Interrupted at step {run.step} and saved; run again to go on.')
+  return 0

@@ -1,0 +1,260 @@
+"""The model a user holds: load it, decompose images, compose new ones."""
+
+from __future__ import annotations
+
+import functools
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from composer_jax import config as config_lib
+from composer_jax.checkpoints import load_average
+from composer_jax.conditions import ALL, by_name
+from composer_jax.images import Picture, resize_square
+from composer_jax.models.clip import Clip, normalise, unit_length
+from composer_jax.models.tokenizer import Tokenizer
+from composer_jax.sampling.cascade import Denoising, run_cascade
+from composer_jax.seeds import generator
+from composer_jax.training.stages import Diffusion, DualEncoder
+
+INPUTS = 'inputs.json'
+BATCH = 16
+"""Images that one compiled program samples; other numbers are padded to it."""
+
+
+class TrainedEncoder:
+  """A dual encoder with its tokenizer; see `conditions.Encoder`."""
+
+  def __init__(self, graph: nnx.GraphDef, weights: nnx.State, tokenizer: Tokenizer):
+    self._weights, self._tokenizer = weights, tokenizer
+    model = nnx.merge(graph, weights)
+    self.width = model.config.embed_width
+    self.num_tokens = tokenizer.context_length
+    size = model.config.image_size
+
+    @jax.jit
+    def embed_images(weights: nnx.State, images: jax.Array) -> jax.Array:
+      clip: Clip = nnx.merge(graph, weights)
+      return unit_length(clip.image_embedding(normalise(images, size)))
+
+    @jax.jit
+    def embed_captions(weights: nnx.State, tokens: jax.Array):
+      clip: Clip = nnx.merge(graph, weights)
+      words, sentence = clip.text_embedding(tokens)
+      return words, unit_length(sentence)
+
+    self._embed_images, self._embed_captions = embed_images, embed_captions
+
+  def embed_images(self, images: np.ndarray) -> np.ndarray:
+    return _in_batches(functools.partial(self._embed_images, self._weights), images)
+
+  def embed_captions(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    tokens = self._tokenizer.encode(captions)
+    return _in_batches(functools.partial(self._embed_captions, self._weights), tokens)
+
+
+def _in_batches(function, rows: np.ndarray, size: int = 64) -> Any:
+  """Applies a compiled function to rows, padded to one batch size."""
+  results = []
+  for begin in range(0, len(rows), size):
+    part = rows[begin : begin + size]
+    padded = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
+    result = jax.device_get(function(padded))
+    results.append(jax.tree.map(lambda x, n=len(part): x[:n], result))
+  return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
+
+
+def load_encoder(directory: str | pathlib.Path) -> TrainedEncoder:
+  """Opens the dual encoder that `composer-jax train` left in a folder.
+
+  Raises:
+    FileNotFoundError: the folder holds no trained encoder.
+    ValueError: it holds another kind of model.
+  """
+  directory = pathlib.Path(directory)
+  config = _read_config(directory)
+  if config.stage != 'dual_encoder':
+    raise ValueError(f'{directory} holds a {config.stage} model, not a dual encoder.')
+  graph, weights, _ = load_average(directory, DualEncoder(config), config)
+  return TrainedEncoder(graph, weights, Tokenizer.load(directory / 'tokenizer'))
+
+
+def _read_config(directory: pathlib.Path) -> config_lib.Config:
+  path = directory / 'config.json'
+  if not path.is_file():
+    raise FileNotFoundError(
+        f'{path} does not exist; expected the folder that `composer-jax train'
+        ' --workdir` wrote.'
+    )
+  return config_lib.load(path)
+
+
+def load_diffusion(directory: pathlib.Path) -> Denoising:
+  """Opens a trained base model or upsampler.
+
+  Raises:
+    FileNotFoundError: the folder holds no trained model.
+  """
+  config = _read_config(directory)
+  inputs = json.loads((directory / INPUTS).read_text())
+  shapes = {name: tuple(shape) for name, shape in inputs['condition_shapes'].items()}
+  graph, weights, step = load_average(directory, Diffusion(config, shapes), config)
+  return Denoising(config, shapes, graph, weights, step)
+
+
+class Composer:
+  """A cascade of trained models.
+
+  Attributes:
+    names: the conditions that the base model knows.
+    condition_shapes: stored shape of each.
+    image_size: side of the finished images, in pixels.
+    condition_size: side of the maps of local conditions, in pixels.
+    encoder: the dual encoder, or None.
+    fingerprint: tells this model from others: the steps each stage was trained for
+      and their configs.
+  """
+
+  def __init__(self, stages: list[Denoising], encoder: TrainedEncoder | None):
+    self._stages, self.encoder = stages, encoder
+    base = stages[0]
+    self.names = base.config.model.conditions
+    self.condition_shapes = base.condition_shapes
+    self.image_size = stages[-1].config.model.image_size
+    sides = [s[0] for s in base.condition_shapes.values() if len(s) == 3]
+    self.condition_size = sides[0] if sides else self.image_size
+    self.fingerprint = [[stage.step, stage.config.to_json()] for stage in stages]
+
+  @classmethod
+  def load(cls, directory: str | pathlib.Path) -> Composer:
+    """Opens a model folder: `base/`, and where there are any, `upsampler/`, `encoder/`.
+
+    Raises:
+      FileNotFoundError: there is no base model in it.
+    """
+    directory = pathlib.Path(directory)
+    if not (directory / 'base').is_dir():
+      raise FileNotFoundError(
+          f'{directory} holds no base/ folder; expected a model folder with base/ and,'
+          ' if trained, upsampler/ and encoder/.'
+      )
+    stages = [load_diffusion(directory / 'base')]
+    if (directory / 'upsampler').is_dir():
+      stages.append(load_diffusion(directory / 'upsampler'))
+    encoder = None
+    if (directory / 'encoder').is_dir():
+      encoder = load_encoder(directory / 'encoder')
+    return cls(stages, encoder)
+
+  def decompose(
+      self, picture: Picture, *, seed: int = 0, caption: str = ''
+  ) -> dict[str, np.ndarray]:
+    """Extracts every condition of a picture; see `decompose`."""
+    return decompose(
+        picture, self.condition_size, seed=seed, caption=caption, encoder=self.encoder
+    )
+
+  def compose(
+      self,
+      stored: Mapping[str, np.ndarray],
+      kept: Mapping[str, np.ndarray] | None = None,
+      *,
+      seeds: np.ndarray,
+      steps: int | None = None,
+      guidance: float | None = None,
+      eta: float | None = None,
+  ) -> np.ndarray:
+    """Makes images.
+
+    Args:
+      stored: conditions by name, (B, *shape) each, as `decompose` gives them.
+      kept: by name, bool (B,): which samples have the condition; all if None.
+      seeds: integers (B,); the same seed and conditions give the same image,
+        whatever else is in the batch.
+      steps: DDIM steps; the config's if None.
+      guidance: classifier-free guidance scale; the config's if None.
+      eta: 0 for deterministic DDIM, 1 for the noise of DDPM; the config's if None.
+
+    Returns:
+      uint8 sRGB (B, S, S, 3).
+
+    Raises:
+      ValueError: a condition is unknown to the model or of the wrong shape.
+    """
+    count = len(seeds)
+    full, keep = {}, {}
+    unknown = [name for name in stored if name not in self.condition_shapes]
+    if unknown:
+      raise ValueError(
+          f'This model has no condition {unknown[0]!r}; it knows'
+          f' {", ".join(self.condition_shapes)}.'
+      )
+    for condition in by_name(self.condition_shapes):
+      name, shape = condition.name, self.condition_shapes[condition.name]
+      dtype = condition.spec(self.condition_size).dtype
+      if name not in stored:
+        # Absent conditions are passed as dropped ones: one program serves all.
+        full[name] = np.zeros((count, *shape), dtype)
+        keep[name] = np.zeros(count, bool)
+        continue
+      full[name] = np.asarray(stored[name], dtype)
+      if full[name].shape != (count, *shape):
+        raise ValueError(
+            f'{name} has shape {full[name].shape}; expected {(count, *shape)}.'
+        )
+      present = np.asarray(condition.present(jnp.asarray(full[name])))
+      asked = np.ones(count, bool) if kept is None else kept.get(name, present)
+      keep[name] = np.asarray(asked) & present
+    images = []
+    for begin in range(0, count, BATCH):
+      rows = np.minimum(np.arange(begin, begin + BATCH), count - 1)
+      part = run_cascade(
+          self._stages,
+          {name: array[rows] for name, array in full.items()},
+          {name: array[rows] for name, array in keep.items()},
+          np.asarray(seeds)[rows],
+          steps=steps,
+          guidance=guidance,
+          eta=eta,
+      )
+      images.append(part[: count - begin])
+    return np.concatenate(images)
+
+
+def decompose(
+    picture: Picture,
+    size: int,
+    *,
+    seed: int = 0,
+    caption: str = '',
+    encoder: TrainedEncoder | None = None,
+) -> dict[str, np.ndarray]:
+  """Extracts every condition of a picture.
+
+  Args:
+    picture: any size; it is cut to a square in the middle.
+    size: side of the maps, in pixels.
+    seed: of what is drawn at random: the mask, and the channel weights of intensity.
+    caption: '' for none.
+    encoder: without one, the conditions that need it are left out.
+
+  Returns:
+    One array for each condition under its name, without a batch axis.
+  """
+  square = resize_square(picture, size)
+  found = {}
+  for condition in ALL:
+    if not condition.embedded:
+      rng = generator(seed, condition.name)
+      found[condition.name] = condition.extract(square, rng)
+    elif encoder is not None:
+      found[condition.name] = condition.embed(encoder, square.pixels[None], [caption])[
+          0
+      ]
+  return found

@@ -1,0 +1,284 @@
+"""A config file plus `--config.field=value` overrides, to frozen dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import types
+import typing
+from typing import Any, Literal, TypeVar
+
+from composer_jax.models.clip import ClipConfig
+from composer_jax.models.unet import UNetConfig
+
+T = TypeVar('T')
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """What to train on.
+
+  Attributes:
+    path: folder written by `composer-jax prepare`.
+    batch_size: images a step, over all devices.
+    flip: whether to mirror half of the images.
+    workers: processes that read; 0 reads in threads of the training process.
+  """
+
+  path: str = ''
+  batch_size: int = 64
+  flip: bool = True
+  workers: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionConfig:
+  """The noise, what is predicted, and how errors are weighed.
+
+  Attributes:
+    schedule: `cosine` or `linear`.
+    num_steps: diffusion steps in training.
+    prediction: `eps`, `v` or `x0`.
+    weighting: `none`, or `min_snr` (Hang et al. 2023).
+    low_res_noise: largest level of the noise on an upsampler's input, as a diffusion
+      step of its own schedule of 1000.
+  """
+
+  schedule: Literal['cosine', 'linear'] = 'cosine'
+  num_steps: int = 1000
+  prediction: Literal['eps', 'v', 'x0'] = 'eps'
+  weighting: Literal['none', 'min_snr'] = 'none'
+  low_res_noise: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """AdamW with warm-up, clipping and an average of the weights.
+
+  Attributes:
+    learning_rate: the highest.
+    warmup_steps: steps of linear warm-up.
+    cooldown: share of the training at whose end the rate falls linearly to zero; 0
+      keeps it constant, as the published models do.
+    beta1: first-moment decay.
+    beta2: second-moment decay.
+    weight_decay: decoupled weight decay.
+    clip_norm: largest global norm of the gradient.
+    ema: decay of the average of the weights.
+    accumulate: micro-batches whose gradients are added up in a step.
+  """
+
+  learning_rate: float = 1.2e-4
+  warmup_steps: int = 1000
+  cooldown: float = 0.0
+  beta1: float = 0.9
+  beta2: float = 0.999
+  weight_decay: float = 0.0
+  clip_norm: float = 1.0
+  ema: float = 0.9999
+  accumulate: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """How long, and what is written on the way.
+
+  Attributes:
+    steps: steps in all, unless `minutes` is given.
+    minutes: minutes of training; the speed is measured at the start, and the number
+      of steps that follows from it is kept for every restart.
+    log_every: steps between lines of metrics.
+    save_every: steps between checkpoints.
+    keep: checkpoints that are kept.
+    sample_every: steps between grids of samples; 0 for none but the last.
+    seed: of the weights, the data order, and all noise.
+  """
+
+  steps: int = 1000
+  minutes: float = 0.0
+  log_every: int = 20
+  save_every: int = 500
+  keep: int = 3
+  sample_every: int = 0
+  seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """The mesh of devices; -1 takes what is left.
+
+  Attributes:
+    data: devices along which the batch is split.
+    fsdp: devices along which batch, parameters and optimiser state are split.
+  """
+
+  data: int = -1
+  fsdp: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+  """Defaults of sampling.
+
+  Attributes:
+    steps: DDIM steps.
+    guidance: classifier-free guidance scale.
+    eta: 0 is deterministic, 1 is as random as DDPM.
+    low_res_noise: level of noise on an upsampler's input, as in training.
+  """
+
+  steps: int = 25
+  guidance: float = 2.0
+  eta: float = 0.0
+  low_res_noise: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Everything that a training run is made from.
+
+  Attributes:
+    stage: `dual_encoder` or `diffusion`.
+    model: `ClipConfig` for the dual encoder, `UNetConfig` for diffusion.
+  """
+
+  stage: Literal['dual_encoder', 'diffusion']
+  model: ClipConfig | UNetConfig
+  data: DataConfig = DataConfig()
+  diffusion: DiffusionConfig = DiffusionConfig()
+  optimizer: OptimizerConfig = OptimizerConfig()
+  train: TrainConfig = TrainConfig()
+  mesh: MeshConfig = MeshConfig()
+  sample: SampleConfig = SampleConfig()
+
+  def to_json(self) -> str:
+    return json.dumps(dataclasses.asdict(self), indent=2) + '\n'
+
+
+MODELS = {'dual_encoder': ClipConfig, 'diffusion': UNetConfig}
+
+
+def _convert(value: Any, kind: Any, path: str) -> Any:
+  """Checks one value against its annotation."""
+  origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+  if dataclasses.is_dataclass(kind):
+    return _build(kind, value, path)
+  if origin is Literal:
+    if value not in arguments:
+      raise ValueError(
+          f'{path} is {value!r}; expected one of {", ".join(map(repr, arguments))}.'
+      )
+    return value
+  if origin is tuple:
+    if not isinstance(value, list | tuple):
+      raise ValueError(f'{path} is {value!r}; expected a sequence.')
+    return tuple(_convert(v, arguments[0], f'{path}[{i}]') for i, v in enumerate(value))
+  if origin is types.UnionType:
+    if value is None and type(None) in arguments:
+      return None
+    inner = next(a for a in arguments if a is not type(None))
+    return _convert(value, inner, path)
+  if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+    raise ValueError(
+        f'{path} is {value!r} of type {type(value).__name__}; expected'
+        f' {kind.__name__}.'
+    )
+  return value
+
+
+def _build(kind: type[T], values: Any, path: str) -> T:
+  fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+  unknown = [name for name in values if name not in fields]
+  if unknown:
+    raise ValueError(
+        f'{path}.{unknown[0]} is not a field; expected any of {", ".join(fields)}.'
+    )
+  hints = typing.get_type_hints(kind)
+  return kind(**{
+      name: _convert(value, hints[name], f'{path}.{name}')
+      for name, value in values.items()
+  })
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+  """Builds a checked config.
+
+  Raises:
+    ValueError: a field is unknown, missing, or of the wrong type; names the field.
+  """
+  values = dict(values)
+  stage = values.pop('stage', None)
+  if stage not in MODELS:
+    raise ValueError(f'config.stage is {stage!r}; expected one of {list(MODELS)}.')
+  try:
+    model = _build(MODELS[stage], values.pop('model', {}), 'config.model')
+    rest = {
+        name: _convert(value, hint, f'config.{name}')
+        for name, value in values.items()
+        if (hint := typing.get_type_hints(Config).get(name, Any)) is not Any
+    }
+    unknown = [name for name in values if name not in rest]
+    if unknown:
+      raise ValueError(f'config.{unknown[0]} is not a field of a training config.')
+    return Config(stage=stage, model=model, **rest)
+  except TypeError as error:
+    raise ValueError(f'config.model is incomplete: {error}.') from error
+
+
+def find(path: str) -> pathlib.Path:
+  """A config file, from the working folder or from those that are installed.
+
+  Raises:
+    FileNotFoundError: it is in neither place; lists what is installed.
+  """
+  given = pathlib.Path(path)
+  if given.is_file():
+    return given
+  installed = pathlib.Path(__file__).parent.parent
+  if (installed / path).is_file():
+    return installed / path
+  known = sorted(
+      str(p.relative_to(installed))
+      for p in (installed / 'configs').rglob('*.py')
+      if p.name != '__init__.py'
+  )
+  raise FileNotFoundError(
+      f'--config={path}: no such file; installed configs are {", ".join(known)}.'
+  )
+
+
+def parse(argv: list[str]) -> Config:
+  """Reads `--config FILE --config.field=value ...`, as ml_collections does.
+
+  Raises:
+    ValueError: a flag or a value is wrong; names it.
+    FileNotFoundError: the config file does not exist.
+  """
+  from absl import flags
+  from ml_collections import config_flags
+
+  argv = list(argv)
+  for index, argument in enumerate(argv):
+    if argument == '--config' and index + 1 < len(argv):
+      argv[index + 1] = str(find(argv[index + 1]))
+    elif argument.startswith('--config='):
+      argv[index] = f'--config={find(argument.removeprefix("--config="))}'
+  values = flags.FlagValues()
+  holder = config_flags.DEFINE_config_file(
+      'config', help_string='Config file.', flag_values=values
+  )
+  try:
+    values(['composer-jax', *argv])
+  except (flags.Error, AttributeError, KeyError, TypeError) as error:
+    raise ValueError(f'{error}') from error
+  if holder.value is None:
+    raise ValueError('--config FILE is missing, such as configs/demo/base.py.')
+  return from_dict(holder.value.to_dict())
+
+
+def load(path: str | pathlib.Path) -> Config:
+  """Reads a `config.json`, as training writes it."""
+  return from_dict(json.loads(pathlib.Path(path).read_text()))

@@ -1,0 +1,1 @@
+"""Networks: the Composer U-Net and its parts, free of diffusion."""

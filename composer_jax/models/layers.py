@@ -1,0 +1,207 @@
+"""Building blocks of the GLIDE U-Net (Nichol et al. 2021; Dhariwal and Nichol 2021).
+
+Parameters are float32; each block computes in the dtype of its input.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+
+def timestep_embedding(t: jax.Array, width: int) -> jax.Array:
+  """Sinusoidal features of steps t (B,): float32 (B, width), cosines first."""
+  half = width // 2
+  frequencies = jnp.exp(-math.log(10_000) * jnp.arange(half) / half)
+  angles = t.astype(jnp.float32)[:, None] * frequencies
+  return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def fold(x: jax.Array, factor: int) -> jax.Array:
+  """Space to depth: (B, H, W, C) to (B, H/f, W/f, f f C)."""
+  b, h, w, c = x.shape
+  x = x.reshape(b, h // factor, factor, w // factor, factor, c)
+  return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // factor, w // factor, -1)
+
+
+def unfold(x: jax.Array, factor: int) -> jax.Array:
+  """Depth to space, the inverse of `fold`."""
+  b, h, w, c = x.shape
+  x = x.reshape(b, h, w, factor, factor, c // factor**2)
+  return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * factor, w * factor, -1)
+
+
+def upsample(x: jax.Array) -> jax.Array:
+  """Doubles the side by repeating pixels."""
+  return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+
+
+def downsample(x: jax.Array) -> jax.Array:
+  """Halves the side by averaging 2 x 2 pixels."""
+  b, h, w, c = x.shape
+  return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
+
+
+class Dense(nnx.Module):
+  """A linear map of the last axis, computed in the dtype of its input."""
+
+  def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs, zero: bool = False):
+    init = nnx.initializers.zeros if zero else nnx.initializers.lecun_normal()
+    self.kernel = nnx.Param(init(rngs.params(), (inputs, outputs), jnp.float32))
+    self.bias = nnx.Param(jnp.zeros(outputs))
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return x @ self.kernel[...].astype(x.dtype) + self.bias[...].astype(x.dtype)
+
+
+class Conv3x3(nnx.Module):
+  """A 3 x 3 convolution with zero padding."""
+
+  def __init__(
+    self,
+    inputs: int,
+    outputs: int,
+    *,
+    rngs: nnx.Rngs,
+    zero: bool = False,
+  ):
+    init = nnx.initializers.zeros if zero else nnx.initializers.lecun_normal()
+    self.kernel = nnx.Param(init(rngs.params(), (3, 3, inputs, outputs), jnp.float32))
+    self.bias = nnx.Param(jnp.zeros(outputs))
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    kernel, bias = self.kernel[...], self.bias[...].astype(x.dtype)
+    y = lax.conv_general_dilated(
+      x,
+      kernel.astype(x.dtype),
+      window_strides=(1, 1),
+      padding='SAME',
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
+    return y + bias
+
+
+class GroupNorm(nnx.Module):
+  """Group normalisation with an optional adaptive scale and shift.
+
+  The statistics are two sums a channel, folded with all scales into one multiply and
+  one add a pixel: several times faster on CPUs than normalising first.
+  """
+
+  def __init__(self, channels: int, *, groups: int = 32, eps: float = 1e-5):
+    # Narrow levels have fewer channels than 32 groups would need.
+    self.groups = math.gcd(groups, channels)
+    self.eps = eps
+    self.scale = nnx.Param(jnp.ones(channels))
+    self.bias = nnx.Param(jnp.zeros(channels))
+
+  def __call__(
+    self,
+    x: jax.Array,
+    scale: jax.Array | None = None,
+    shift: jax.Array | None = None,
+  ) -> jax.Array:
+    """Normalises x (B, ..., C), then applies (1 + scale) and shift, both (B, C)."""
+    b, c = x.shape[0], x.shape[-1]
+    pixels = x.reshape(b, -1, c).astype(jnp.float32)
+    sums = jnp.stack([pixels.mean(1), (pixels**2).mean(1)])
+    mean, square = sums.reshape(2, b, self.groups, -1).mean(-1)
+    inverse = lax.rsqrt(jnp.maximum(square - mean**2, 0) + self.eps)
+    per_group = c // self.groups
+    factor = jnp.repeat(inverse, per_group, axis=1) * self.scale[...]
+    offset = self.bias[...] - jnp.repeat(mean, per_group, axis=1) * factor
+    if scale is not None and shift is not None:
+      gain = 1 + scale.astype(jnp.float32)
+      factor, offset = factor * gain, offset * gain + shift.astype(jnp.float32)
+    y = pixels * factor[:, None] + offset[:, None]
+    return y.reshape(x.shape).astype(x.dtype)
+
+
+class ResBlock(nnx.Module):
+  """Residual block with scale-shift norm and optional resampling inside.
+
+  Dhariwal and Nichol 2021, section 3 ("adaptive group normalization", "BigGAN up
+  and downsampling").
+  """
+
+  def __init__(
+    self,
+    inputs: int,
+    outputs: int,
+    embedding: int,
+    *,
+    rngs: nnx.Rngs,
+    resample: Literal['up', 'down'] | None = None,
+    dropout: float = 0.0,
+  ):
+    self.norm_in = GroupNorm(inputs)
+    self.conv_in = Conv3x3(inputs, outputs, rngs=rngs)
+    self.modulation = Dense(embedding, 2 * outputs, rngs=rngs)
+    self.norm_out = GroupNorm(outputs)
+    self.conv_out = Conv3x3(outputs, outputs, rngs=rngs, zero=True)
+    self.skip = Dense(inputs, outputs, rngs=rngs) if inputs != outputs else None
+    self.resample = resample
+    self.dropout = dropout
+
+  def __call__(
+    self, x: jax.Array, embedding: jax.Array, dropout_key: jax.Array | None = None
+  ) -> jax.Array:
+    """Maps x (B, H, W, C) and an embedding (B, E); no key means no dropout."""
+    h = nnx.silu(self.norm_in(x))
+    if self.resample == 'up':
+      h, x = upsample(h), upsample(x)
+    elif self.resample == 'down':
+      h, x = downsample(h), downsample(x)
+    h = self.conv_in(h)
+    scale, shift = jnp.split(self.modulation(nnx.silu(embedding)), 2, axis=-1)
+    h = nnx.silu(self.norm_out(h, scale, shift))
+    if self.dropout and dropout_key is not None:
+      keep = jax.random.bernoulli(dropout_key, 1 - self.dropout, h.shape)
+      h = jnp.where(keep, h / (1 - self.dropout), 0)
+    h = self.conv_out(h)
+    return h + (x if self.skip is None else self.skip(x))
+
+
+class AttentionBlock(nnx.Module):
+  """Self-attention whose one softmax also runs over the context (GLIDE, 2.3).
+
+  Keys and values projected from the context are concatenated to the image's own.
+  """
+
+  def __init__(
+    self,
+    channels: int,
+    head_width: int,
+    context_width: int | None,
+    *,
+    rngs: nnx.Rngs,
+  ):
+    if channels % head_width:
+      raise ValueError(
+        f'model.head_width is {head_width}; expected a divisor of the'
+        f' {channels} channels of a level with attention.'
+      )
+    self.heads = channels // head_width
+    self.norm = GroupNorm(channels)
+    self.qkv = Dense(channels, 3 * channels, rngs=rngs)
+    self.context_kv = (
+      None if context_width is None else Dense(context_width, 2 * channels, rngs=rngs)
+    )
+    self.out = Dense(channels, channels, rngs=rngs, zero=True)
+
+  def __call__(self, x: jax.Array, context: jax.Array | None) -> jax.Array:
+    """Maps x (B, H, W, C) with context (B, T, D) or None."""
+    b, h, w, c = x.shape
+    q, k, v = jnp.split(self.qkv(self.norm(x)).reshape(b, h * w, 3 * c), 3, axis=-1)
+    if self.context_kv is not None and context is not None:
+      context_k, context_v = jnp.split(self.context_kv(context), 2, axis=-1)
+      k = jnp.concatenate([context_k, k], axis=1)
+      v = jnp.concatenate([context_v, v], axis=1)
+    q, k, v = (a.reshape(b, a.shape[1], self.heads, -1) for a in (q, k, v))
+    attended = jax.nn.dot_product_attention(q, k, v)
+    return x + self.out(attended.reshape(b, h, w, c))

@@ -1,0 +1,1 @@
+"""From noise to images: the loop, its samplers and how they are guided."""

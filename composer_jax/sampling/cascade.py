@@ -1,0 +1,162 @@
+"""From noise to a finished image: base model, then upsamplers."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from composer_jax.config import Config
+from composer_jax.diffusion.process import coefficients, to_eps_and_x0
+from composer_jax.diffusion.schedule import make_schedule
+from composer_jax.models.unet import UNet
+from composer_jax.sampling.ddim import ddim
+from composer_jax.sampling.guidance import classifier_free
+from composer_jax.sampling.loop import initial_noise, sample, timesteps
+from composer_jax.training.stages import add_low_res_noise, enlarge
+
+
+class Denoising:
+  """One trained stage of the cascade, ready to sample.
+
+  Attributes:
+    config: that it was trained with.
+    condition_shapes: stored shape of each condition it knows.
+    step: the training step its weights are from.
+  """
+
+  def __init__(
+      self,
+      config: Config,
+      condition_shapes: Mapping[str, tuple[int, ...]],
+      graph: nnx.GraphDef,
+      weights: nnx.State,
+      step: int,
+  ):
+    self.config, self.condition_shapes, self.step = config, condition_shapes, step
+    self._weights = weights
+    self._sample = jax.jit(
+        functools.partial(sample_stage, config, graph), static_argnames='steps'
+    )
+
+  def __call__(
+      self,
+      stored: Mapping[str, np.ndarray],
+      kept: Mapping[str, np.ndarray],
+      keys: jax.Array,
+      low_res: jax.Array | None,
+      *,
+      steps: int | None = None,
+      guidance: float | None = None,
+      eta: float | None = None,
+  ) -> jax.Array:
+    """Samples float images (B, S, S, 3) in [-1, 1]; see `sample_stage`."""
+    default = self.config.sample
+    names = self.config.model.conditions
+    return self._sample(
+        self._weights,
+        {name: stored[name] for name in names},
+        {name: kept[name] for name in names},
+        keys,
+        low_res,
+        default.guidance if guidance is None else guidance,
+        default.eta if eta is None else eta,
+        steps=default.steps if steps is None else steps,
+    )
+
+
+def sample_stage(
+    config: Config,
+    graph: nnx.GraphDef,
+    weights: nnx.State,
+    stored: Mapping[str, jax.Array],
+    kept: Mapping[str, jax.Array],
+    keys: jax.Array,
+    low_res: jax.Array | None,
+    guidance: jax.Array | float,
+    eta: jax.Array | float,
+    *,
+    steps: int,
+) -> jax.Array:
+  """Samples one stage; pure, to be jitted.
+
+  Args:
+    config: of the stage.
+    graph: of its model.
+    weights: of its model.
+    stored: conditions by name (B, *shape).
+    kept: by name, bool (B,).
+    keys: random keys (B,), one an image.
+    low_res: for an upsampler, images (B, s, s, 3) in [-1, 1].
+    guidance: classifier-free guidance scale.
+    eta: of DDIM.
+    steps: of DDIM.
+
+  Returns:
+    float32 (B, S, S, 3) in [-1, 1].
+  """
+  shape, diffusion = config.model, config.diffusion
+  unet: UNet = nnx.merge(graph, weights)
+  table = make_schedule(diffusion.schedule, diffusion.num_steps).alphas_cumprod
+  alphas_cumprod = jnp.asarray(table, jnp.float32)
+  level = None
+  if low_res is not None:
+    level_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
+    noise = initial_noise(level_keys, low_res.shape[1:])
+    level = jnp.full(len(low_res), config.sample.low_res_noise)
+    low_res = enlarge(add_low_res_noise(low_res, level, noise), shape.image_size)
+
+  def model(x_t, t, stored, kept):
+    # Guidance doubles the batch; the low-resolution image is the same in both.
+    repeat = len(x_t) // len(keys)
+    output = unet(
+        x_t,
+        t,
+        stored,
+        kept,
+        low_res=None if low_res is None else jnp.concatenate([low_res] * repeat),
+        level=None if level is None else jnp.concatenate([level] * repeat),
+    )
+    output = output[..., :3]
+    c = coefficients(alphas_cumprod, t, x_t.ndim)
+    return to_eps_and_x0(diffusion.prediction, output, x_t, c)
+
+  denoise = classifier_free(model, stored, kept, guidance)
+  x_0 = sample(
+      denoise,
+      ddim(eta),
+      initial_noise(keys, (shape.image_size, shape.image_size, 3)),
+      alphas_cumprod,
+      timesteps(diffusion.num_steps, steps, 'trailing'),
+      keys,
+      clip=True,
+  )
+  return jnp.clip(x_0, -1, 1)
+
+
+def run_cascade(
+    stages: Sequence[Denoising],
+    stored: Mapping[str, np.ndarray],
+    kept: Mapping[str, np.ndarray],
+    seeds: np.ndarray,
+    *,
+    steps: int | None = None,
+    guidance: float | None = None,
+    eta: float | None = None,
+) -> np.ndarray:
+  """Runs all stages; what is asked for (steps, guidance, eta) goes to the first.
+
+  Returns:
+    uint8 sRGB (B, S, S, 3).
+  """
+  keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
+  images = None
+  for index, stage in enumerate(stages):
+    stage_keys = jax.vmap(lambda key, i=index: jax.random.fold_in(key, i))(keys)
+    asked = {'steps': steps, 'guidance': guidance, 'eta': eta} if index == 0 else {}
+    images = stage(stored, kept, stage_keys, images, **asked)
+  return np.asarray(jnp.round((images + 1) * 127.5)).astype(np.uint8)

@@ -1,0 +1,75 @@
+"""The mesh of devices, and where batches and weights lie on it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+AXES = ('data', 'fsdp')
+
+
+def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
+  """A (data, fsdp) mesh over all devices; -1 takes what is left.
+
+  Raises:
+    ValueError: the sizes do not multiply to the number of devices.
+  """
+  count = jax.device_count()
+  sizes = [data, fsdp]
+  if sizes.count(-1) > 1:
+    raise ValueError('Only one of mesh.data and mesh.fsdp can be -1.')
+  if -1 in sizes:
+    rest = math.prod(s for s in sizes if s != -1)
+    sizes[sizes.index(-1)] = count // rest
+  if math.prod(sizes) != count:
+    raise ValueError(
+        f'mesh.data x mesh.fsdp is {sizes[0]} x {sizes[1]}; expected a product of'
+        f' {count}, the number of devices.'
+    )
+  types = (jax.sharding.AxisType.Auto,) * len(AXES)
+  return jax.make_mesh(tuple(sizes), AXES, axis_types=types)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Batches are split over all devices along their first axis."""
+  return NamedSharding(mesh, P(AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  return NamedSharding(mesh, P())
+
+
+def weight_shardings(mesh: Mesh, tree: Any) -> Any:
+  """Splits each weight along its longest axis that the fsdp devices divide.
+
+  Args:
+    mesh: the mesh.
+    tree: arrays or shapes; scalars and small axes stay whole.
+
+  Returns:
+    A NamedSharding for each leaf.
+  """
+  devices = mesh.shape['fsdp']
+
+  def sharding(leaf: Any) -> NamedSharding:
+    axes: list[str | None] = [None] * leaf.ndim
+    fitting = [i for i in range(leaf.ndim) if leaf.shape[i] % devices == 0]
+    if devices > 1 and fitting:
+      axes[max(fitting, key=lambda i: leaf.shape[i])] = 'fsdp'
+    return NamedSharding(mesh, P(*axes))
+
+  return jax.tree.map(sharding, tree)
+
+
+def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+  """Puts this process's part of a global batch on its devices."""
+  sharding = batch_sharding(mesh)
+  return {
+      name: jax.make_array_from_process_local_data(sharding, array)
+      for name, array in batch.items()
+  }

@@ -1,0 +1,66 @@
+"""What a run says of itself: JSONL, TensorBoard events, and its speed."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import time
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tensorboardX import SummaryWriter
+
+FILE = 'metrics.jsonl'
+
+
+class MetricsWriter:
+  """Writes scalars to `metrics.jsonl` and to TensorBoard event files.
+
+  Args:
+    workdir: folder of the run.
+    step: the step at which the run starts; lines after it, left by a run that died
+      after its last checkpoint, are dropped because they will be written again.
+  """
+
+  def __init__(self, workdir: pathlib.Path, step: int):
+    self._path = workdir / FILE
+    if self._path.exists():
+      lines = self._path.read_text().splitlines(keepends=True)
+      # A line that a kill cut off has no newline yet.
+      whole = [line for line in lines if line.endswith('\n')]
+      kept = [line for line in whole if json.loads(line)['step'] <= step]
+      self._path.write_text(''.join(kept))
+    self._file = self._path.open('a')
+    self._events = SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1)
+
+  def write(self, step: int, values: Mapping[str, float]) -> None:
+    self._file.write(json.dumps({'step': step, **values}) + '\n')
+    self._file.flush()
+    for name, value in values.items():
+      self._events.add_scalar(name, value, step)
+
+  def image(self, step: int, name: str, pixels: np.ndarray) -> None:
+    """Adds a uint8 (H, W, 3) picture to the event file."""
+    self._events.add_image(name, pixels, step, dataformats='HWC')
+
+  def close(self) -> None:
+    self._file.close()
+    self._events.close()
+
+
+def peak_flops(side: int = 2048) -> float:
+  """Floating-point operations a second of a large float32 matrix product.
+
+  Measured on one device rather than looked up, so that it holds on any machine.
+  """
+  a = jnp.ones((side, side))
+  product = jax.jit(lambda a: a @ a)
+  product(a).block_until_ready()
+  seconds = []
+  for _ in range(3):
+    start = time.perf_counter()
+    product(a).block_until_ready()
+    seconds.append(time.perf_counter() - start)
+  return 2 * side**3 / min(seconds)

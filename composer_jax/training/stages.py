@@ -1,0 +1,169 @@
+"""The losses: dual encoder, and diffusion for base models and upsamplers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from composer_jax.conditions import by_name
+from composer_jax.conditions.dropout import draw_kept
+from composer_jax.config import Config
+from composer_jax.diffusion import losses
+from composer_jax.diffusion.process import coefficients, q_sample, target, to_eps_and_x0
+from composer_jax.diffusion.schedule import make_schedule
+from composer_jax.models.clip import Clip, contrastive_loss, normalise
+from composer_jax.models.unet import UNet
+from composer_jax.training.step import Batch, Metrics
+
+LOW_RES_SCHEDULE = ('cosine', 1000)
+"""Levels of the noise on the low-resolution input of an upsampler."""
+
+
+def to_float(images: jax.Array, size: int) -> jax.Array:
+  """uint8 (B, S, S, 3) to float [-1, 1] (B, size, size, 3), averaging areas."""
+  b, side, _, c = images.shape
+  x = images.astype(jnp.float32) / 127.5 - 1
+  if side == size:
+    return x
+  if side % size:
+    raise ValueError(
+        f'The prepared images are {side} pixels on a side; expected a multiple of'
+        f' model.image_size, {size}.'
+    )
+  f = side // size
+  return x.reshape(b, size, f, size, f, c).mean(axis=(2, 4))
+
+
+def enlarge(x: jax.Array, size: int) -> jax.Array:
+  """Bicubic resize of (B, S, S, C) to (B, size, size, C)."""
+  return jax.image.resize(x, (x.shape[0], size, size, x.shape[-1]), 'cubic')
+
+
+def add_low_res_noise(x: jax.Array, level: jax.Array, noise: jax.Array) -> jax.Array:
+  """Conditioning augmentation (Ho et al. 2022, section 4.2).
+
+  The image is noised but keeps its scale, and level 0 leaves it as it is.
+
+  Args:
+    x: low-resolution images (B, S, S, C) in [-1, 1].
+    level: steps (B,) of a cosine schedule of 1000.
+    noise: standard normal, like x.
+  """
+  table = jnp.asarray(make_schedule(*LOW_RES_SCHEDULE).alphas_cumprod, jnp.float32)
+  c = coefficients(table, level, x.ndim)
+  noised = x + noise * c.noise / c.signal
+  return jnp.where(level.reshape(c.signal.shape) > 0, noised, x)
+
+
+@dataclasses.dataclass(frozen=True)
+class Diffusion:
+  """Denoising under joint condition dropout.
+
+  Attributes:
+    config: of the run.
+    condition_shapes: stored shape of each condition, without the batch axis.
+  """
+
+  config: Config
+  condition_shapes: Mapping[str, tuple[int, ...]]
+
+  def init(self, key: jax.Array) -> UNet:
+    return UNet(self.config.model, self.condition_shapes, rngs=nnx.Rngs(key))
+
+  def loss(
+      self, model: UNet, batch: Batch, key: jax.Array
+  ) -> tuple[jax.Array, Metrics]:
+    """Noises a batch and compares the prediction.
+
+    Args:
+      model: the U-Net.
+      batch: `image`, uint8 (B, S, S, 3), and stored conditions by name.
+      key: random key of this step.
+    """
+    config, shape = self.config.model, self.config.diffusion
+    keys = iter(jax.random.split(key, 6))
+    x_0 = to_float(batch['image'], config.image_size)
+    size = x_0.shape[0]
+    schedule = make_schedule(shape.schedule, shape.num_steps)
+    alphas_cumprod = jnp.asarray(schedule.alphas_cumprod, jnp.float32)
+    t = jax.random.randint(next(keys), (size,), 0, shape.num_steps)
+    noise = jax.random.normal(next(keys), x_0.shape)
+    c = coefficients(alphas_cumprod, t, x_0.ndim)
+    x_t = q_sample(x_0, noise, c)
+
+    conditions = by_name(config.conditions)
+    stored = {n.name: batch[n.name] for n in conditions if n.name in batch}
+    present = {n.name: n.present(stored[n.name]) for n in conditions if n.name in batch}
+    kept = draw_kept(next(keys), conditions, present)
+
+    low_res = level = None
+    level_key, low_key = jax.random.split(next(keys))
+    if config.low_res_size:
+      small = to_float(batch['image'], config.low_res_size)
+      level = jax.random.randint(level_key, (size,), 0, shape.low_res_noise + 1)
+      small = add_low_res_noise(small, level, jax.random.normal(low_key, small.shape))
+      low_res = enlarge(small, config.image_size)
+
+    output = model(
+        x_t,
+        t,
+        stored,
+        kept,
+        low_res=low_res,
+        level=level,
+        dropout_key=next(keys) if config.dropout else None,
+    )
+    values = None
+    if config.learned_variance:
+      output, values = jnp.split(output, 2, axis=-1)
+    error = losses.mse(output, target(shape.prediction, x_0, noise, c))
+    metrics = {'mse': error.mean()}
+    if shape.weighting == 'min_snr':
+      error = error * losses.min_snr_weight(shape.prediction, c)
+    if values is not None:
+      _, model_x_0 = to_eps_and_x0(shape.prediction, output, x_t, c)
+      bound = losses.variational_bound(
+          x_0,
+          x_t,
+          t,
+          jax.lax.stop_gradient(model_x_0),
+          values,
+          jnp.asarray(schedule.betas, jnp.float32),
+          alphas_cumprod,
+      )
+      metrics['variational_bound'] = bound.mean()
+      error = error + 0.001 * shape.num_steps * bound
+    return error.mean(), metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class DualEncoder:
+  """Contrastive training of images and captions (Radford et al. 2021)."""
+
+  config: Config
+
+  def init(self, key: jax.Array) -> Clip:
+    return Clip(self.config.model, rngs=nnx.Rngs(key))
+
+  def loss(
+      self, model: Clip, batch: Batch, key: jax.Array
+  ) -> tuple[jax.Array, Metrics]:
+    """InfoNCE of a batch.
+
+    Args:
+      model: the dual encoder.
+      batch: `image`, uint8 (B, S, S, 3); `tokens`, int32 (B, T); `has_text`,
+        bool (B,).
+      key: unused; nothing is drawn.
+    """
+    size = self.config.model.image_size
+    images = model.image_embedding(normalise(batch['image'], size))
+    _, sentences = model.text_embedding(batch['tokens'])
+    weights = batch['has_text'].astype(jnp.float32)
+    scale = model.logit_scale[...]
+    loss = contrastive_loss(images, sentences, scale, weights)
+    return loss, {'logit_scale': scale}

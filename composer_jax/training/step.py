@@ -1,0 +1,143 @@
+"""One training step: loss, gradient, update, average."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from composer_jax.config import Config
+from composer_jax.sharding.mesh import batch_sharding, replicated, weight_shardings
+from composer_jax.training.optimizer import learning_rate, make_optimizer
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+class Stage(Protocol):
+  """What differs between the dual encoder, the base model and the upsamplers."""
+
+  def init(self, key: jax.Array) -> nnx.Module:
+    """Builds the model."""
+
+  def loss(
+      self, model: nnx.Module, batch: Batch, key: jax.Array
+  ) -> tuple[jax.Array, Metrics]:
+    """Mean loss of a batch, and what else to log."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class TrainState:
+  """Everything that a step changes.
+
+  Attributes:
+    step: int32 scalar, steps taken so far.
+    params: weights.
+    ema: exponential moving average of the weights.
+    opt_state: of the optimiser.
+  """
+
+  step: jax.Array
+  params: nnx.State
+  ema: nnx.State
+  opt_state: Any
+
+
+StepFunction = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
+
+
+def initial_state(stage: Stage, config: Config) -> tuple[nnx.GraphDef, TrainState]:
+  """Draws the initial weights; traceable by `jax.eval_shape`."""
+  key = jax.random.fold_in(jax.random.key(config.train.seed), 0)
+  graph, params = nnx.split(stage.init(key))
+  opt_state = make_optimizer(config.optimizer).init(params)
+  ema = jax.tree.map(jnp.copy, params)
+  return graph, TrainState(jnp.zeros((), jnp.int32), params, ema, opt_state)
+
+
+def abstract_state(
+    stage: Stage, config: Config, mesh: Mesh
+) -> tuple[nnx.GraphDef, TrainState]:
+  """Shapes and shardings of the state, with nothing allocated."""
+  graphs = []
+
+  def build() -> TrainState:
+    graph, state = initial_state(stage, config)
+    graphs.append(graph)
+    return state
+
+  shapes = jax.eval_shape(build)
+  state = jax.tree.map(
+      lambda leaf, sharding: jax.ShapeDtypeStruct(
+          leaf.shape, leaf.dtype, sharding=sharding
+      ),
+      shapes,
+      weight_shardings(mesh, shapes),
+  )
+  return graphs[0], state
+
+
+def make_step(stage: Stage, config: Config, mesh: Mesh) -> StepFunction:
+  """Compiles the step `(state, batch, total_steps) -> (state, metrics)`.
+
+  Every draw of step k comes from fold_in(fold_in(key(seed), 1), k), so that a restarted
+  run draws the same. The state is donated.
+  """
+  optimizer = make_optimizer(config.optimizer)
+  graph, shapes = abstract_state(stage, config, mesh)
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+  parts = config.optimizer.accumulate
+  root = jax.random.fold_in(jax.random.key(config.train.seed), 1)
+
+  def loss(params: nnx.State, batch: Batch, key: jax.Array):
+    return stage.loss(nnx.merge(graph, params), batch, key)
+
+  def gradient(params: nnx.State, batch: Batch, key: jax.Array):
+    (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, batch, key)
+    return grads, {'loss': value, **metrics}
+
+  def accumulated(params: nnx.State, batch: Batch, key: jax.Array):
+    if parts == 1:
+      return gradient(params, batch, key)
+    # Strided, so that each part keeps its place on the devices.
+    micro = {
+        name: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+        for name, x in batch.items()
+    }
+
+    def body(total, part):
+      index, piece = part
+      result = gradient(params, piece, jax.random.fold_in(key, index))
+      return jax.tree.map(jnp.add, total, result), None
+
+    first = jax.tree.map(lambda x: x[0], micro)
+    shape = jax.eval_shape(gradient, params, first, key)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shape)
+    total, _ = jax.lax.scan(body, zeros, (jnp.arange(parts), micro))
+    return jax.tree.map(lambda x: x / parts, total)
+
+  def step(state: TrainState, batch: Batch, total_steps: jax.Array):
+    key = jax.random.fold_in(root, state.step)
+    grads, metrics = accumulated(state.params, batch, key)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    rate = learning_rate(config.optimizer, state.step, total_steps)
+    params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
+    # Early on the average follows closely, so that it does not remember the start.
+    decay = jnp.minimum(config.optimizer.ema, (1 + state.step) / (10 + state.step))
+    ema = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), state.ema, params)
+    metrics |= {'gradient_norm': optax.global_norm(grads), 'learning_rate': rate}
+    return TrainState(state.step + 1, params, ema, opt_state), metrics
+
+  return jax.jit(
+      step,
+      in_shardings=(shardings, batch_sharding(mesh), replicated(mesh)),
+      out_shardings=(shardings, replicated(mesh)),
+      donate_argnums=0,
+  )

@@ -1,0 +1,174 @@
+"""Adds conditions that a trained encoder makes to a folder that is prepared already.
+
+Each goes to files of its own, DIR/added/NAME/, one for each shard of images and
+aligned with it record by record; the images' own files are never touched. Another
+encoder can so replace what one has made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import numpy as np
+import tqdm
+
+from composer_jax import conditions as conditions_lib
+from composer_jax.conditions import Condition, Encoder
+from data_pipelines.dataset import ADDED, PreparedDataset
+from data_pipelines.records import RecordType, shard_name
+from data_pipelines.shard import (
+    RECEIPTS,
+    receipt_of,
+    remove_unfinished,
+    replace_file,
+    write_file,
+)
+
+
+def prepare_onto(
+    directory: str | os.PathLike[str],
+    conditions: Iterable[str],
+    encoder: Encoder,
+    *,
+    provenance: Mapping[str, Any],
+    batch_size: int = 64,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> dict[str, dict[str, Any]]:
+  """Adds embedded conditions, or goes on where a broken run left off.
+
+  Args:
+    directory: as `prepare.prepare` wrote it.
+    conditions: names of conditions that an encoder makes.
+    encoder: the trained dual encoder.
+    provenance: what tells this encoder from others, such as the digest of its
+      weights; plain JSON.
+    batch_size: images to embed at a time.
+    overwrite: whether to replace what another encoder has added.
+    progress: whether to show a progress bar.
+
+  Returns:
+    For each condition, the contents of `added/NAME/added.json`.
+
+  Raises:
+    ValueError: a condition is not made by an encoder, or another encoder has
+      added it already.
+    FileNotFoundError: the folder is not completely prepared.
+    OSError: the folder cannot be written. What is done stays.
+  """
+  directory = pathlib.Path(directory)
+  chosen = conditions_lib.by_name(conditions)
+  for condition in chosen:
+    if not condition.embedded:
+      raise ValueError(
+          f'{condition.name} is measured in images, not made by an encoder.'
+      )
+  info = PreparedDataset(directory, conditions=()).info
+  total = info['kept'] * len(chosen)
+  with tqdm.tqdm(total=total, unit='image', desc='add', disable=not progress) as bar:
+    return {
+        condition.name: _add(
+            directory, info, condition, encoder, provenance, batch_size, overwrite, bar
+        )
+        for condition in chosen
+    }
+
+
+def _add(
+    directory: pathlib.Path,
+    info: Mapping[str, Any],
+    condition: Condition,
+    encoder: Encoder,
+    provenance: Mapping[str, Any],
+    batch_size: int,
+    overwrite: bool,
+    bar: tqdm.tqdm,
+) -> dict[str, Any]:
+  home = directory / ADDED / condition.name
+  plan = {
+      'condition': condition.name,
+      'base': info['digest'],
+      'encoder': json.loads(json.dumps(provenance)),  # Tuples to lists, as stored.
+  }
+  _agree_on_plan(home, plan, overwrite)
+  receipts = []
+  for split, about in info['splits'].items():
+    dataset = PreparedDataset(directory, split, conditions=())
+    first, count = 0, len(about['shard_lengths'])
+    for index, length in enumerate(about['shard_lengths']):
+      name = shard_name(split, index, count)
+      receipt = receipt_of(home, name)
+      if receipt is None:
+        type_of_records: dict[str, Any] = {}
+        records = _records(
+            dataset, range(first, first + length), condition, encoder, batch_size,
+            type_of_records,
+        )  # fmt: skip
+        receipt = write_file(home, name, records, type_of_records)
+      receipts.append(receipt)
+      first += length
+      bar.update(length)
+  # An empty shard has seen no array, so the type is that of any other.
+  seen = next(receipt for receipt in receipts if receipt['kept'])
+  digests = ''.join(f'{receipt["digest"]}\n' for receipt in receipts)
+  added = plan | {
+      'shape': seen['shape'],
+      'dtype': seen['dtype'],
+      'digest': hashlib.sha256(digests.encode()).hexdigest(),
+  }
+  remove_unfinished(home)
+  replace_file(home / 'added.json', json.dumps(added, indent=1) + '\n')
+  return added
+
+
+def _agree_on_plan(home: pathlib.Path, plan: dict[str, Any], overwrite: bool) -> None:
+  """Records which encoder is adding here; refuses to mix two."""
+  path = home / RECEIPTS / 'plan.json'
+  if path.exists():
+    there = json.loads(path.read_text('utf-8'))
+    if there == plan:
+      return
+    if not overwrite:
+      raise ValueError(
+          f'{home} was made by {there["encoder"]} for data {there["base"][:8]}, not'
+          f' by {plan["encoder"]} for data {plan["base"][:8]}. Pass overwrite to'
+          ' replace it.'
+      )
+  if home.exists():
+    shutil.rmtree(home)
+  path.parent.mkdir(parents=True)
+  replace_file(path, json.dumps(plan, indent=1) + '\n')
+
+
+def _records(
+    dataset: PreparedDataset,
+    indices: range,
+    condition: Condition,
+    encoder: Encoder,
+    batch_size: int,
+    type_of_records: dict[str, Any],
+) -> Iterator[bytes]:
+  """The encoded sidecar records of one shard, in the order of its images."""
+  for start in range(indices.start, indices.stop, batch_size):
+    records = [dataset[i] for i in range(start, min(start + batch_size, indices.stop))]
+    # A full batch each time, so that a compiled encoder is compiled once.
+    padded = records + records[-1:] * (batch_size - len(records))
+    images = np.stack([record['image'] for record in padded])
+    texts = [record['text'] for record in padded]
+    values = np.asarray(condition.embed(encoder, images, texts)).astype(np.float16)
+    values = values[: len(records)]
+    if not np.isfinite(values).all():
+      raise ValueError(
+          f'{condition.name}: the encoder gave values that are not finite.'
+      )
+    shape, dtype = values.shape[1:], values.dtype.name
+    type_of_records.update(shape=list(shape), dtype=dtype)
+    record_type = RecordType({condition.name: (shape, dtype)}, texts=('key',))
+    for record, value in zip(records, values, strict=True):
+      yield record_type.encode({'key': record['key'], condition.name: value})

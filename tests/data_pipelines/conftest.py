@@ -1,0 +1,59 @@
+"""A small folder of images, good and bad, and what prepares it."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from data_pipelines.prepare import prepare
+
+GOOD, BAD = 36, 4
+
+
+@pytest.fixture(scope='session')
+def folder(tmp_path_factory) -> pathlib.Path:
+  """36 images of many shapes, a third of them transparent, and four bad files."""
+  root = tmp_path_factory.mktemp('images')
+  rng = np.random.default_rng(0)
+  for i in range(GOOD):
+    height, width = rng.integers(40, 90, 2)
+    pixels = np.full((height, width, 4), 255, np.uint8)
+    pixels[..., :3] = rng.integers(0, 256, 3)
+    top, left = rng.integers(5, 20, 2)
+    pixels[top : top + 18, left : left + 18, :3] = rng.integers(0, 256, 3)
+    if i % 3 == 0:
+      pixels[..., 3] = 0
+      pixels[top : top + 18, left : left + 18, 3] = 200
+    Image.fromarray(pixels).save(root / f'{i:02d}.png')
+    if i % 2:
+      (root / f'{i:02d}.txt').write_text(f'café number {i}', encoding='utf-8')
+  (root / 'bad_empty.png').write_bytes(b'')
+  (root / 'bad_text.png').write_text('not an image at all')
+  (root / 'bad_cut.png').write_bytes((root / '00.png').read_bytes()[:90])
+  Image.new('RGB', (1, 1)).save(root / 'bad_tiny.png')
+  return root
+
+
+@pytest.fixture(scope='session')
+def prepared(folder, tmp_path_factory) -> pathlib.Path:
+  """That folder, prepared in one go in one process. Not to be changed."""
+  out = tmp_path_factory.mktemp('prepared') / 'data'
+  prepare(f'folder:{folder}', out, size=32, shards=5, progress=False, test_fraction=0.2)
+  return out
+
+
+def files_of(directory: pathlib.Path) -> dict[str, bytes]:
+  """The bytes of every file below a folder, by relative path."""
+  return {
+      str(path.relative_to(directory)): path.read_bytes()
+      for path in sorted(directory.rglob('*'))
+      if path.is_file()
+  }
+
+
+@pytest.fixture(name='files_of', scope='session')
+def files_of_fixture():
+  return files_of

@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+
+from array_record.python import array_record_module
+import numpy as np
+import pytest
+
+from composer_jax import conditions
+from composer_jax.images import Picture, composite
+from data_pipelines import shard as shard_lib
+from data_pipelines import sources
+from data_pipelines.shard import (
+    RECEIPTS,
+    Recipe,
+    Shard,
+    background,
+    number_for,
+    prepare_one,
+    receipt_of,
+    rng_for,
+    write_file,
+    write_shard,
+)
+
+ENVIRONMENT = os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)}
+STORED = tuple(c.name for c in conditions.ALL if c.stored and not c.embedded)
+
+
+def a_recipe(directory, source='twemoji', **changes):
+  arguments = {'size': 24, 'crop': 'centre', 'seed': 3, 'conditions': STORED}
+  return Recipe(source, str(directory), **(arguments | changes))
+
+
+def read(path):
+  reader = array_record_module.ArrayRecordReader(str(path))
+  return reader.read_all()
+
+
+class Troubled:
+  """A source of three images, one of which raises."""
+
+  name = licence = credit = 'test'
+
+  def __init__(self, error):
+    self.error = error
+
+  def keys(self):
+    return ['a', 'b', 'c']
+
+  def load(self, index, size):
+    if index == 1:
+      raise self.error
+    pixels = np.full((size, size, 3), 40 * index, np.uint8)
+    return sources.Example(self.keys()[index], Picture(pixels), '')
+
+
+@pytest.fixture
+def troubled(monkeypatch):
+  def serve(error):
+    shard_lib._open_source.cache_clear()
+    monkeypatch.setattr(sources, 'open_source', lambda spec: Troubled(error))
+
+  yield serve
+  shard_lib._open_source.cache_clear()
+
+
+def test_numbers_are_the_same_in_every_process():
+  code = 'from data_pipelines.shard import number_for; print(number_for(5, "clé", "x"))'
+  for hash_seed in '12':
+    printed = subprocess.run(
+        [sys.executable, '-c', code],
+        env=ENVIRONMENT | {'PYTHONHASHSEED': hash_seed},
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert int(printed) == number_for(5, 'clé', 'x')
+
+
+def test_numbers_tell_words_and_seeds_apart():
+  asked = [(0, 'ab', 'c'), (0, 'a', 'bc'), (1, 'ab', 'c'), (0, 'c', 'ab')]
+  assert len({number_for(*words) for words in asked}) == 4
+
+
+def test_backgrounds_vary_and_keep_clear_of_black():
+  drawn = np.array([background(rng_for(0, str(i))) for i in range(500)])
+  assert drawn.dtype == np.uint8
+  assert drawn.max(axis=1).min() >= 89  # 0.35 of full value.
+  gray = (np.ptp(drawn, axis=1) == 0).mean()
+  assert 0.08 < gray < 0.26
+  assert drawn.std(axis=0).min() > 40
+
+
+def test_a_shard_is_written_once(tmp_path):
+  recipe, shard = a_recipe(tmp_path), Shard('train', 0, 1, (0, 10, 20))
+  first = write_shard(recipe, shard)
+  before = (tmp_path / shard.name).stat().st_mtime_ns
+  assert write_shard(recipe, shard) == first
+  assert (tmp_path / shard.name).stat().st_mtime_ns == before
+  assert first['kept'] == 3
+  assert first['bytes'] == (tmp_path / shard.name).stat().st_size
+
+
+def test_records_hold_the_image_and_what_is_measured_in_it(tmp_path):
+  recipe, shard = a_recipe(tmp_path), Shard('train', 0, 1, (7,))
+  write_shard(recipe, shard)
+  (data,) = read(tmp_path / shard.name)
+  record = recipe.record_type().decode(data)
+  source = sources.open_source('twemoji')
+  key = source.keys()[7]
+  picture = source.load(7, 24).picture
+  assert picture.alpha is not None
+  picture = composite(picture, background(rng_for(3, key, 'background')))
+  assert record['key'] == key
+  np.testing.assert_array_equal(record['image'], picture.pixels)
+  for condition in conditions.by_name(STORED):
+    value = condition.extract(picture, rng_for(3, key, condition.name))
+    np.testing.assert_array_equal(record[condition.name], value)
+
+
+def test_opaque_images_keep_their_own_background():
+  pixels = np.random.default_rng(0).integers(0, 256, (24, 24, 3)).astype(np.uint8)
+  record = prepare_one(a_recipe('unused'), 'k', Picture(pixels), 'said')
+  np.testing.assert_array_equal(record['image'], pixels)
+  assert record['text'] == 'said'
+
+
+def test_random_crops_depend_on_the_key_alone():
+  pixels = np.random.default_rng(0).integers(0, 256, (24, 90, 3)).astype(np.uint8)
+  recipe = a_recipe('unused', crop='random', conditions=())
+  images = [prepare_one(recipe, k, Picture(pixels), '')['image'] for k in 'aabcd']
+  np.testing.assert_array_equal(images[0], images[1])
+  assert len({image.tobytes() for image in images}) > 2
+
+
+def test_bad_images_are_left_out_and_listed(tmp_path, folder):
+  recipe = a_recipe(tmp_path, f'folder:{folder}')
+  keys = sources.open_source(recipe.source).keys()
+  receipt = write_shard(recipe, Shard('train', 0, 1, tuple(range(len(keys)))))
+  reasons = {item['key']: item['reason'] for item in receipt['rejected']}
+  assert sorted(reasons) == [key for key in keys if key.startswith('bad')]
+  assert reasons['bad_tiny.png'] == 'too_small'
+  assert reasons['bad_cut.png'] == 'truncated'
+  assert all(item['message'] for item in receipt['rejected'])
+  assert receipt['kept'] == 36
+  assert receipt['texts'] == 18
+
+
+@pytest.mark.parametrize(
+    ('error', 'reason'),
+    [
+        (sources.BadRecord('caption_too_long', 'b: long'), 'caption_too_long'),
+        (ZeroDivisionError('in a decoder'), 'error:ZeroDivisionError'),
+        (OSError('a decoder that gave up'), 'error:OSError'),
+        (FileNotFoundError(errno.ENOENT, 'gone'), 'error:FileNotFoundError'),
+    ],
+)
+def test_whatever_one_image_raises_is_listed(tmp_path, troubled, error, reason):
+  troubled(error)
+  receipt = write_shard(a_recipe(tmp_path, 'test'), Shard('train', 0, 1, (0, 1, 2)))
+  assert receipt['kept'] == 2
+  (item,) = receipt['rejected']
+  assert (item['key'], item['reason'], item['message']) == ('b', reason, str(error))
+
+
+def test_a_condition_that_fails_costs_one_image(tmp_path, monkeypatch):
+  condition = conditions.by_name(STORED)[0]
+  genuine, calls = type(condition).extract, []
+
+  def fails_once(self, picture, rng):
+    calls.append(1)
+    if len(calls) == 2:
+      raise FloatingPointError('odd pixels')
+    return genuine(self, picture, rng)
+
+  monkeypatch.setattr(type(condition), 'extract', fails_once)
+  receipt = write_shard(a_recipe(tmp_path), Shard('train', 0, 1, (0, 1, 2)))
+  assert receipt['kept'] == 2
+  assert receipt['rejected'][0]['reason'] == 'error:FloatingPointError'
+
+
+@pytest.mark.parametrize(
+    'error', [KeyboardInterrupt(), OSError(errno.EIO, 'disk'), MemoryError()]
+)
+def test_what_is_not_the_images_fault_stops_the_run(tmp_path, troubled, error):
+  troubled(error)
+  shard = Shard('train', 0, 1, (0, 1, 2))
+  with pytest.raises(type(error)):
+    write_shard(a_recipe(tmp_path, 'test'), shard)
+  assert receipt_of(tmp_path, shard.name) is None
+  assert [path for path in tmp_path.rglob('*') if path.is_file()] == []
+
+
+def test_a_shard_is_done_only_with_file_receipt_and_size(tmp_path):
+  receipt = write_file(tmp_path, 'f', [b'one', b'two'], {'more': 1})
+  assert receipt_of(tmp_path, 'f') == receipt
+  assert receipt['more'] == 1
+  assert read(tmp_path / 'f') == [b'one', b'two']
+  data, note = (tmp_path / 'f'), (tmp_path / RECEIPTS / 'f.json')
+  assert json.loads(note.read_text()) == receipt
+  whole = data.read_bytes()
+  data.write_bytes(whole[:-1])
+  assert receipt_of(tmp_path, 'f') is None
+  data.unlink()
+  assert receipt_of(tmp_path, 'f') is None
+  data.write_bytes(whole)
+  note.unlink()
+  assert receipt_of(tmp_path, 'f') is None
+
+
+def test_an_empty_shard_is_a_file_too(tmp_path):
+  assert write_file(tmp_path, 'f', [], {})['kept'] == 0
+  assert receipt_of(tmp_path, 'f')
+  assert list(read(tmp_path / 'f')) == []
+
+
+WORK = """
+import pathlib, sys
+from data_pipelines.shard import Recipe, Shard, write_shard
+from composer_jax import conditions
+names = tuple(c.name for c in conditions.ALL if c.stored and not c.embedded)
+write_shard(Recipe('twemoji', sys.argv[1], 16, 'centre', 0, names),
+            Shard('train', 0, 1, (0, 1)))
+from jax._src import xla_bridge
+print(xla_bridge.backends_are_initialized(), 'tensorflow' in sys.modules)
+"""
+
+
+def test_preparing_starts_neither_a_device_nor_tensorflow(tmp_path):
+  # Many workers share one host; only the trainer may take its accelerators.
+  printed = subprocess.run(
+      [sys.executable, '-c', WORK, str(tmp_path)],
+      env=ENVIRONMENT, capture_output=True, text=True, check=True,
+  ).stdout  # fmt: skip
+  assert printed == 'False False\n'
+
+
+FULL_DISK = """
+import os, resource, signal, sys, pathlib
+from data_pipelines.shard import write_file
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+try:
+  write_file(pathlib.Path(sys.argv[1]), 'f', (os.urandom(9000) for _ in range(90)), {})
+except OSError as error:
+  print('OSError', error)
+"""
+
+
+def test_a_full_disk_is_an_error_that_leaves_nothing_behind(tmp_path):
+  printed = subprocess.run(
+      [sys.executable, '-c', FULL_DISK, str(tmp_path)],
+      env=ENVIRONMENT,
+      capture_output=True, text=True, check=True,
+  ).stdout  # fmt: skip
+  assert printed.startswith('OSError Cannot write')
+  assert [path for path in tmp_path.rglob('*') if path.is_file()] == []
