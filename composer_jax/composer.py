@@ -29,10 +29,22 @@ BATCH = 16
 
 
 class TrainedEncoder:
-  """A dual encoder with its tokenizer; see `conditions.Encoder`."""
+  """A dual encoder with its tokenizer; see `conditions.Encoder`.
 
-  def __init__(self, graph: nnx.GraphDef, weights: nnx.State, tokenizer: Tokenizer):
-    self._weights, self._tokenizer = weights, tokenizer
+  Attributes:
+    width: of the embeddings.
+    num_tokens: in a caption.
+    step: the training step its weights are from.
+  """
+
+  def __init__(
+      self,
+      graph: nnx.GraphDef,
+      weights: nnx.State,
+      tokenizer: Tokenizer,
+      step: int,
+  ):
+    self._weights, self._tokenizer, self.step = weights, tokenizer, step
     model = nnx.merge(graph, weights)
     self.width = model.config.embed_width
     self.num_tokens = tokenizer.context_length
@@ -81,8 +93,9 @@ def load_encoder(directory: str | pathlib.Path) -> TrainedEncoder:
   config = _read_config(directory)
   if config.stage != 'dual_encoder':
     raise ValueError(f'{directory} holds a {config.stage} model, not a dual encoder.')
-  graph, weights, _ = load_average(directory, DualEncoder(config), config)
-  return TrainedEncoder(graph, weights, Tokenizer.load(directory / 'tokenizer'))
+  graph, weights, step = load_average(directory, DualEncoder(config), config)
+  tokenizer = Tokenizer.load(directory / 'tokenizer')
+  return TrainedEncoder(graph, weights, tokenizer, step)
 
 
 def _read_config(directory: pathlib.Path) -> config_lib.Config:

@@ -91,7 +91,7 @@ class TrainConfig:
     log_every: steps between lines of metrics.
     save_every: steps between checkpoints.
     keep: checkpoints that are kept.
-    sample_every: steps between grids of samples; 0 for none but the last.
+    sample_every: steps between grids of samples in the event files; 0 for none.
     seed: of the weights, the data order, and all noise.
   """
 

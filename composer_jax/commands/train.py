@@ -15,9 +15,9 @@ import numpy as np
 from composer_jax import config as config_lib
 from composer_jax.composer import INPUTS
 from composer_jax.config import Config
+from composer_jax.grids import GridSampler
 from composer_jax.models.tokenizer import Tokenizer
 from composer_jax.training import loop
-from composer_jax.training.grids import GridSampler
 from composer_jax.training.stages import Diffusion, DualEncoder
 from data_pipelines.loader import Batches, PreparedDataset, batches, load_dataset
 
@@ -134,8 +134,10 @@ def main(argv: list[str]) -> int:
     source.set_state({**source.get_state(), 'next_batch': 0})
     shapes = {name: first[name].shape[1:] for name in names}
     stage = Diffusion(config, shapes)
-    held_out = load_dataset(config.data.path, 'test')
-    sampler = GridSampler(stage, held_out, config)
+    if config.train.sample_every:
+      held_out = load_dataset(config.data.path, 'test')
+      rows = range(min(8, len(held_out)))
+      sampler = GridSampler(stage, [held_out[row] for row in rows])
 
   write_config(config, workdir)
   inputs = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import jax
 import numpy as np
-from scipy import ndimage, stats
+from scipy import ndimage
 
 from composer_jax.conditions.condition import Condition, Spec
 from composer_jax.conditions.instances import Instances
@@ -73,6 +73,8 @@ class Depth(Condition):
 
 def rank_fidelity(asked: np.ndarray, again: np.ndarray) -> dict[str, float]:
   """Agreement of two maps in [0, 1]: Spearman's correlation and RMSE."""
+  from scipy import stats  # Slow to import; only evaluation needs it.
+
   a, b = asked.astype(np.float64).ravel(), again.astype(np.float64).ravel()
   # A constant map orders nothing; say so with 0 rather than with NaN.
   flat = np.ptp(a) == 0 or np.ptp(b) == 0

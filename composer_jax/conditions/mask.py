@@ -63,8 +63,11 @@ class Mask(Condition):
 
   def extract(self, picture: Picture, rng: np.random.Generator) -> np.ndarray:
     hidden = SHAPES[rng.integers(len(SHAPES))](picture.pixels.shape[0], rng)
-    visible = np.where(hidden, 0, 255).astype(np.uint8)[..., None]
-    return np.concatenate([picture.pixels & visible, visible], axis=-1)
+    stored = np.empty((*hidden.shape, 4), np.uint8)
+    stored[..., :3] = picture.pixels
+    stored[..., 3] = 255
+    stored.view(np.uint32)[..., 0] *= ~hidden  # All four channels at once.
+    return stored
 
   def features(self, stored: jax.Array) -> jax.Array:
     visible = stored[..., 3:].astype('float32') / 255

@@ -54,7 +54,8 @@ def discretised_log_likelihood(
   """Log probability of 8-bit pixels in [-1, 1] (Ho et al. 2020, eq. 13), in nats."""
   sigma, half = jnp.exp(0.5 * log_var), 1 / 255
   upper, lower = (x_0 + half - mean) / sigma, (x_0 - half - mean) / sigma
-  inside = norm.cdf(upper) - norm.cdf(lower)
+  # On the upper tail the mirror image: there float32 loses 1 - cdf altogether.
+  inside = norm.cdf(jnp.minimum(upper, -lower)) - norm.cdf(jnp.minimum(lower, -upper))
   probability = jnp.where(
     x_0 < -0.999, norm.cdf(upper), jnp.where(x_0 > 0.999, norm.sf(lower), inside)
   )
@@ -79,7 +80,8 @@ def variational_bound(
   beta, a = betas[t].reshape(shape), alphas_cumprod[t].reshape(shape)
   first = (t == 0).reshape(shape)
   previous = jnp.where(first, 1.0, alphas_cumprod[t - 1].reshape(shape))
-  weight_0 = beta * jnp.sqrt(previous) / (1 - a)
+  # At t = 0 beta is 1 - a, but float32 rounds the latter by 0.1 %: set what is known.
+  weight_0 = jnp.where(first, 1.0, beta * jnp.sqrt(previous) / (1 - a))
   weight_t = (1 - previous) * jnp.sqrt(1 - beta) / (1 - a)
   true_mean = weight_0 * x_0 + weight_t * x_t
   mean = weight_0 * model_x_0 + weight_t * x_t

@@ -14,6 +14,7 @@ patch row by row, each pixel's channels together.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Self
 
@@ -30,8 +31,6 @@ PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 """Standard deviation that goes with `PIXEL_MEAN`."""
 
-LAYER_NORM_EPSILON = 1e-5
-
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
 """Natural logarithm of the first inverse temperature (section 2.5)."""
 
@@ -44,12 +43,10 @@ def quick_gelu(x: jax.Array) -> jax.Array:
   return x * jax.nn.sigmoid(1.702 * x)
 
 
-def exact_gelu(x: jax.Array) -> jax.Array:
-  """x Phi(x), Phi the normal distribution function, without approximation."""
-  return jax.nn.gelu(x, approximate=False)
-
-
-ACTIVATIONS = {'quick_gelu': quick_gelu, 'gelu': exact_gelu}
+ACTIVATIONS = {
+  'quick_gelu': quick_gelu,
+  'gelu': functools.partial(jax.nn.gelu, approximate=False),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,7 +93,7 @@ class ClipConfig:
   activation: str = 'quick_gelu'
   dtype: str = 'float32'
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     for name, value in vars(self).items():
       if name in ('activation', 'dtype'):
         continue
@@ -108,22 +105,19 @@ class ClipConfig:
       ('vision_width', 'vision_heads'),
       ('text_width', 'text_heads'),
     ):
-      if getattr(self, whole) % getattr(self, part):
-        raise ValueError(
-          f'{whole} ({getattr(self, whole)}) must be a multiple of '
-          f'{part} ({getattr(self, part)}).'
-        )
+      a, b = getattr(self, whole), getattr(self, part)
+      if a % b:
+        raise ValueError(f'{whole} ({a}) must be a multiple of {part} ({b}).')
     if self.end_token >= self.vocab_size:
       raise ValueError(
-        f'end_token ({self.end_token}) must be less than vocab_size '
-        f'({self.vocab_size}).'
+        f'end_token ({self.end_token}) is beyond vocab_size ({self.vocab_size}).'
       )
-    if self.activation not in ACTIVATIONS:
-      raise ValueError(
-        f'activation is {self.activation!r}; choose from {sorted(ACTIVATIONS)}.'
-      )
-    if self.dtype not in ('float32', 'bfloat16'):
-      raise ValueError(f"dtype is {self.dtype!r}; choose 'float32' or 'bfloat16'.")
+    for name, known in (
+      ('activation', tuple(ACTIVATIONS)),
+      ('dtype', ('float32', 'bfloat16')),
+    ):
+      if getattr(self, name) not in known:
+        raise ValueError(f'{name} is {getattr(self, name)!r}; choose from {known}.')
 
   @classmethod
   def vit_l14(cls, *, image_size: int = 336, dtype: str = 'float32') -> Self:
@@ -174,16 +168,49 @@ def normalise(images: jax.Array, image_size: int) -> jax.Array:
   return (x - jnp.array(PIXEL_MEAN)) / jnp.array(PIXEL_STD)
 
 
+def _linear(
+  inputs: int,
+  outputs: int,
+  std: float,
+  config: ClipConfig,
+  rngs: nnx.Rngs,
+  bias: bool = True,
+) -> nnx.Linear:
+  init, dtype = nnx.initializers.normal(std), jnp.dtype(config.dtype)
+  return nnx.Linear(
+    inputs, outputs, use_bias=bias, kernel_init=init, dtype=dtype, rngs=rngs
+  )
+
+
+def _embedding(
+  count: int, width: int, std: float, config: ClipConfig, rngs: nnx.Rngs
+) -> nnx.Embed:
+  init, dtype = nnx.initializers.normal(std), jnp.dtype(config.dtype)
+  return nnx.Embed(count, width, embedding_init=init, dtype=dtype, rngs=rngs)
+
+
+def _layer_norm(width: int, config: ClipConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
+  return nnx.LayerNorm(width, epsilon=1e-5, dtype=jnp.dtype(config.dtype), rngs=rngs)
+
+
 class Attention(nnx.Module):
   """Multi-head self-attention over (B, T, W)."""
 
-  def __init__(self, width: int, heads: int, out_std: float, causal: bool, **how):
+  def __init__(
+    self,
+    width: int,
+    heads: int,
+    out_std: float,
+    causal: bool,
+    config: ClipConfig,
+    rngs: nnx.Rngs,
+  ):
     self.heads = heads
     self.causal = causal
-    self.q_proj = _linear(width, width, std=width**-0.5, **how)
-    self.k_proj = _linear(width, width, std=width**-0.5, **how)
-    self.v_proj = _linear(width, width, std=width**-0.5, **how)
-    self.out_proj = _linear(width, width, std=out_std, **how)
+    self.q_proj = _linear(width, width, width**-0.5, config, rngs)
+    self.k_proj = _linear(width, width, width**-0.5, config, rngs)
+    self.v_proj = _linear(width, width, width**-0.5, config, rngs)
+    self.out_proj = _linear(width, width, out_std, config, rngs)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     split = (*x.shape[:2], self.heads, -1)
@@ -197,12 +224,11 @@ class Attention(nnx.Module):
 class Mlp(nnx.Module):
   """Two linear layers with an activation between, at every position alone."""
 
-  def __init__(
-    self, width: int, hidden: int, out_std: float, activation: str, **how
-  ):
-    self.activation = activation
-    self.fc1 = _linear(width, hidden, std=(2 * width) ** -0.5, **how)
-    self.fc2 = _linear(hidden, width, std=out_std, **how)
+  def __init__(self, width: int, out_std: float, config: ClipConfig, rngs: nnx.Rngs):
+    hidden = width * config.mlp_ratio
+    self.activation = config.activation
+    self.fc1 = _linear(width, hidden, (2 * width) ** -0.5, config, rngs)
+    self.fc2 = _linear(hidden, width, out_std, config, rngs)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
@@ -223,12 +249,10 @@ class EncoderLayer(nnx.Module):
     # The more layers add to the residual stream, the less each of them adds at
     # first (OpenAI's initialisation, after GPT-2).
     out_std = (2 * depth * width) ** -0.5
-    hidden = width * config.mlp_ratio
-    how = {'dtype': jnp.dtype(config.dtype), 'rngs': rngs}
-    self.layer_norm1 = _layer_norm(width, **how)
-    self.self_attn = Attention(width, heads, out_std, causal, **how)
-    self.layer_norm2 = _layer_norm(width, **how)
-    self.mlp = Mlp(width, hidden, out_std, config.activation, **how)
+    self.layer_norm1 = _layer_norm(width, config, rngs)
+    self.self_attn = Attention(width, heads, out_std, causal, config, rngs)
+    self.layer_norm2 = _layer_norm(width, config, rngs)
+    self.mlp = Mlp(width, out_std, config, rngs)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     x = x + self.self_attn(self.layer_norm1(x))
@@ -240,24 +264,20 @@ class VisionModel(nnx.Module):
 
   def __init__(self, config: ClipConfig, rngs: nnx.Rngs):
     width, depth, patch = config.vision_width, config.vision_layers, config.patch_size
-    values = 3 * patch**2
+    values, std = 3 * patch**2, width**-0.5
     positions = (config.image_size // patch) ** 2 + 1
-    how = {'dtype': jnp.dtype(config.dtype), 'rngs': rngs}
-    normal = nnx.initializers.normal(width**-0.5)
     self.patch_size = patch
-    self.class_embedding = nnx.Param(normal(rngs.params(), (width,), jnp.float32))
+    self.class_embedding = nnx.Param(std * rngs.params.normal((width,)))
     self.patch_embedding = _linear(
-      values, width, std=(3 * values) ** -0.5, bias=False, **how
+      values, width, (3 * values) ** -0.5, config, rngs, bias=False
     )
-    self.position_embedding = nnx.Embed(
-      positions, width, embedding_init=normal, **how
-    )
-    self.pre_layernorm = _layer_norm(width, **how)
+    self.position_embedding = _embedding(positions, width, std, config, rngs)
+    self.pre_layernorm = _layer_norm(width, config, rngs)
     self.layers = nnx.List(
       EncoderLayer(width, config.vision_heads, depth, False, config, rngs)
       for _ in range(depth)
     )
-    self.post_layernorm = _layer_norm(width, **how)
+    self.post_layernorm = _layer_norm(width, config, rngs)
 
   def __call__(self, images: jax.Array) -> jax.Array:
     """Normalised images (B, S, S, 3) to summaries (B, W)."""
@@ -280,19 +300,15 @@ class TextModel(nnx.Module):
 
   def __init__(self, config: ClipConfig, rngs: nnx.Rngs):
     width, depth = config.text_width, config.text_layers
-    how = {'dtype': jnp.dtype(config.dtype), 'rngs': rngs}
-    normal = nnx.initializers.normal
-    self.token_embedding = nnx.Embed(
-      config.vocab_size, width, embedding_init=normal(0.02), **how
-    )
-    self.position_embedding = nnx.Embed(
-      config.context_length, width, embedding_init=normal(0.01), **how
+    self.token_embedding = _embedding(config.vocab_size, width, 0.02, config, rngs)
+    self.position_embedding = _embedding(
+      config.context_length, width, 0.01, config, rngs
     )
     self.layers = nnx.List(
       EncoderLayer(width, config.text_heads, depth, True, config, rngs)
       for _ in range(depth)
     )
-    self.final_layer_norm = _layer_norm(width, **how)
+    self.final_layer_norm = _layer_norm(width, config, rngs)
 
   def __call__(self, tokens: jax.Array) -> jax.Array:
     """Token ids (B, T) to word states (B, T, W)."""
@@ -312,13 +328,12 @@ class Clip(nnx.Module):
   """
 
   def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs):
-    how = {'bias': False, 'dtype': jnp.dtype(config.dtype), 'rngs': rngs}
     see, read, meet = config.vision_width, config.text_width, config.embed_width
     self.config = config
     self.vision_model = VisionModel(config, rngs)
     self.text_model = TextModel(config, rngs)
-    self.visual_projection = _linear(see, meet, std=see**-0.5, **how)
-    self.text_projection = _linear(read, meet, std=read**-0.5, **how)
+    self.visual_projection = _linear(see, meet, see**-0.5, config, rngs, bias=False)
+    self.text_projection = _linear(read, meet, read**-0.5, config, rngs, bias=False)
     self.logit_scale = nnx.Param(jnp.array(INITIAL_LOGIT_SCALE, jnp.float32))
 
   def image_embedding(self, images: jax.Array) -> jax.Array:
@@ -459,22 +474,3 @@ def _capped_backward(logit_scale: jax.Array, grad: jax.Array) -> tuple[jax.Array
 
 
 _capped.defvjp(_capped_forward, _capped_backward)
-
-
-def _linear(
-  inputs: int,
-  outputs: int,
-  *,
-  std: float,
-  dtype: jnp.dtype,
-  rngs: nnx.Rngs,
-  bias: bool = True,
-) -> nnx.Linear:
-  init = nnx.initializers.normal(std)
-  return nnx.Linear(
-    inputs, outputs, use_bias=bias, kernel_init=init, dtype=dtype, rngs=rngs
-  )
-
-
-def _layer_norm(width: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
-  return nnx.LayerNorm(width, epsilon=LAYER_NORM_EPSILON, dtype=dtype, rngs=rngs)

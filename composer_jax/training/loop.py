@@ -82,7 +82,7 @@ def train(
     stage: its model and loss.
     batches: local part of the global batches, without end.
     workdir: folder for checkpoints and metrics.
-    sampler: draws grids of samples, every `train.sample_every` steps and at the end.
+    sampler: draws a grid of samples, every `train.sample_every` steps.
 
   Raises:
     NonFiniteLoss: the loss is not finite; a diagnostic is saved and the last good
@@ -147,7 +147,7 @@ def train(
           log(step)
         checkpoints.save(step, state, position)
       if sampler and config.train.sample_every:
-        if step % config.train.sample_every == 0 and step != total:
+        if step % config.train.sample_every == 0:
           writer.image(step, 'samples', sampler(state, step))
           clock = time.perf_counter()
       batch = batch_ahead
@@ -155,8 +155,6 @@ def train(
       if pending:
         log(step)
       checkpoints.save(step, state, position)
-    if sampler and step == total:
-      writer.image(step, 'samples', sampler(state, step))
     checkpoints.wait()
   progress.close()
   writer.close()

@@ -334,15 +334,19 @@ class TestResizeSquare:
 
 
 class TestComposite:
-  def test_equals_pillow(self):
-    rgba = noise(channels=4)
-    back = Image.new('RGBA', (36, 24), (10, 250, 77, 255))
-    expected = Image.alpha_composite(back, Image.fromarray(rgba)).convert('RGB')
-    picture = Picture(rgba[..., :3], rgba[..., 3])
-    laid = images.composite(picture, np.array([10, 250, 77], np.uint8))
-    np.testing.assert_allclose(laid.pixels, np.array(expected, int), atol=1)
+  def test_equals_the_weighted_mean_to_the_nearest_code(self):
+    rgba = np.random.default_rng(0).integers(0, 256, (40, 50, 4), dtype=np.uint8)
+    colour = np.array([10, 250, 77], np.uint8)
+    share = rgba[..., 3:] / 255
+    expected = np.rint(rgba[..., :3] * share + colour * (1 - share))
+    laid = images.composite(Picture(rgba[..., :3], rgba[..., 3]), colour)
+    np.testing.assert_array_equal(laid.pixels, expected)
     assert laid.pixels.dtype == np.uint8
     np.testing.assert_array_equal(laid.alpha, rgba[..., 3])
+
+  def test_an_opaque_picture_stays_as_it_is(self):
+    laid = images.composite(Picture(noise()), np.zeros(3, np.uint8))
+    np.testing.assert_array_equal(laid.pixels, noise())
 
   def test_the_extremes_are_exact(self):
     pixels = np.full((1, 2, 3), 255, np.uint8)

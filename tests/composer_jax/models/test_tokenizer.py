@@ -17,34 +17,34 @@ from tokenizers import pre_tokenizers
 from composer_jax.models.tokenizer import Tokenizer
 
 CAPTIONS = [
-    'A red fox in the snow.',
-    'the red house, the red door & the fox',
-    "A dog's breakfast: 12 eggs",
-    'a cat and a dog in the snow',
-    'Ein grüner Frosch im Gras',
+  'A red fox in the snow.',
+  'the red house, the red door & the fox',
+  "A dog's breakfast: 12 eggs",
+  'a cat and a dog in the snow',
+  'Ein grüner Frosch im Gras',
 ] * 3
 
 ODD_STRINGS = [
-    '',
-    ' ',
-    '\n\t\r\n',
-    'a',
-    'A  Dog\twith\na   hat ',
-    "it's I'm we've they'll he'd don't 'TIS 's '' ''s 'rest",
-    '1234 3rd 2½ ² ٣٤ 1,000.50',
-    '!!! ... ?!?! a.b.c -- __init__',
-    'a photo of <|endoftext|> something',
-    '<|startoftext|>a dog<|endoftext|>',
-    '<|EndOfText|> <|STARTOFTEXT|> <|end oftext|> a<|endoftext|>b',
-    'café cafe\u0301 CAFÉ Å \u212b ﬁ İstanbul ẞ straße ΑΣ ὈΔΥΣΣΕΎΣ',
-    '🦊 🦊🦊 👩‍👩‍👧‍👦 👍🏽 🇩🇪 ☃️ a🦊b',
-    'שלום עולם مرحبا بالعالم \u202eabc\u202c \u200fb',
-    'नमस्ते สวัสดี 日本語のキャプション 한국어 \u1112\u1161\u11ab',
-    '\x00 a\x00b \x07\x1b[31mred\x1b[0m \x7f \x85 \ufeff \u200b\u00a0\u3000x',
-    '\ufffd \U0010ffff \ue000',
-    'e\u0301\u0327\u0301 a\u0323\u0307 \u0301',
-    'https://example.com/?q=a&b=c#d user@mail.net C:\\dir\\file.txt',
-    '&amp; &lt;b&gt; <b>bold</b> </w> a</w>',
+  '',
+  ' ',
+  '\n\t\r\n',
+  'a',
+  'A  Dog\twith\na   hat ',
+  "it's I'm we've they'll he'd don't 'TIS 's '' ''s 'rest",
+  '1234 3rd 2½ ² ٣٤ 1,000.50',
+  '!!! ... ?!?! a.b.c -- __init__',
+  'a photo of <|endoftext|> something',
+  '<|startoftext|>a dog<|endoftext|>',
+  '<|EndOfText|> <|STARTOFTEXT|> <|end oftext|> a<|endoftext|>b',
+  'café cafe\u0301 CAFÉ Å \u212b ﬁ İstanbul ẞ straße ΑΣ ὈΔΥΣΣΕΎΣ',
+  '🦊 🦊🦊 👩‍👩‍👧‍👦 👍🏽 🇩🇪 ☃️ a🦊b',
+  'שלום עולם مرحبا بالعالم \u202eabc\u202c \u200fb',
+  'नमस्ते สวัสดี 日本語のキャプション 한국어 \u1112\u1161\u11ab',
+  '\x00 a\x00b \x07\x1b[31mred\x1b[0m \x7f \x85 \ufeff \u200b\u00a0\u3000x',
+  '\ufffd \U0010ffff \ue000',
+  'e\u0301\u0327\u0301 a\u0323\u0307 \u0301',
+  'https://example.com/?q=a&b=c#d user@mail.net C:\\dir\\file.txt',
+  '&amp; &lt;b&gt; <b>bold</b> </w> a</w>',
 ]
 
 
@@ -86,8 +86,8 @@ def test_clip_vocabulary_gives_the_ids_of_transformers(tmp_path):
   strings = varied_strings()
   assert len(strings) > 200
   theirs = transformers.CLIPTokenizer(
-      vocab=json.loads(vocab_json.read_text()),
-      merges=[tuple(x.split()) for x in merges_txt.read_text().splitlines()[1:]],
+    vocab=json.loads(vocab_json.read_text()),
+    merges=[tuple(x.split()) for x in merges_txt.read_text().splitlines()[1:]],
   )
   ours = Tokenizer.from_clip(vocab_json, merges_txt)
   with warnings.catch_warnings(record=True):
@@ -106,7 +106,7 @@ def test_trained_file_is_read_alike_by_transformers(tmp_path):
   ours = Tokenizer.train(CAPTIONS, 560, 24)
   ours.save(tmp_path)
   theirs = transformers.PreTrainedTokenizerFast(
-      tokenizer_file=str(tmp_path / 'tokenizer.json')
+    tokenizer_file=str(tmp_path / 'tokenizer.json')
   )
   with warnings.catch_warnings(record=True):
     tokens = ours.encode(ODD_STRINGS)
@@ -140,21 +140,21 @@ def test_same_captions_give_the_same_bytes_in_every_process(tmp_path):
   captions = [' '.join(rng.choices(words, k=6)) for _ in range(200)]
   (tmp_path / 'captions.json').write_text(json.dumps(captions))
   program = (
-      'import json, sys\n'
-      'from composer_jax.models.tokenizer import Tokenizer\n'
-      'captions = json.load(open(sys.argv[1]))\n'
-      'Tokenizer.train(captions, 1000, 20).save(sys.argv[2])\n'
+    'import json, sys\n'
+    'from composer_jax.models.tokenizer import Tokenizer\n'
+    'captions = json.load(open(sys.argv[1]))\n'
+    'Tokenizer.train(captions, 1000, 20).save(sys.argv[2])\n'
   )
   for threads in ('1', '3'):
     subprocess.run(
-        [sys.executable, '-c', program, tmp_path / 'captions.json', tmp_path / threads],
-        env=os.environ
-        | {'RAYON_NUM_THREADS': threads, 'PYTHONPATH': os.pathsep.join(sys.path)},
-        check=True,
+      [sys.executable, '-c', program, tmp_path / 'captions.json', tmp_path / threads],
+      env=os.environ
+      | {'RAYON_NUM_THREADS': threads, 'PYTHONPATH': os.pathsep.join(sys.path)},
+      check=True,
     )
   Tokenizer.train(captions, 1000, 20).save(tmp_path / 'here')
   files = {
-      (tmp_path / run / 'tokenizer.json').read_bytes() for run in ('1', '3', 'here')
+    (tmp_path / run / 'tokenizer.json').read_bytes() for run in ('1', '3', 'here')
   }
   assert len(files) == 1
   assert Tokenizer.load(tmp_path / 'here').vocab_size > 800
@@ -166,7 +166,7 @@ def test_saved_loaded_and_pickled_tokenizers_encode_alike(tmp_path):
   loaded = Tokenizer.load(tmp_path / 'new' / 'folder')
   for other in (loaded, pickle.loads(pickle.dumps(tokenizer))):
     np.testing.assert_array_equal(
-        other.encode(ODD_STRINGS), tokenizer.encode(ODD_STRINGS)
+      other.encode(ODD_STRINGS), tokenizer.encode(ODD_STRINGS)
     )
     for name in ('vocab_size', 'context_length', 'start_token', 'end_token'):
       assert getattr(other, name) == getattr(tokenizer, name)
@@ -201,7 +201,7 @@ def test_short_captions_do_not_warn_and_may_be_none():
 def test_lone_surrogates_become_question_marks():
   tokenizer = Tokenizer.train(CAPTIONS, 560, 8)
   np.testing.assert_array_equal(
-      tokenizer.encode(['a \ud800 b']), tokenizer.encode(['a ? b'])
+    tokenizer.encode(['a \ud800 b']), tokenizer.encode(['a ? b'])
   )
 
 

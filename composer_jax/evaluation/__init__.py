@@ -1,0 +1,1 @@
+"""How well what was composed keeps what was asked for."""
