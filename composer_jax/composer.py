@@ -16,7 +16,7 @@ from flax import nnx
 from composer_jax import config as config_lib
 from composer_jax.checkpoints import load_average
 from composer_jax.conditions import ALL, by_name
-from composer_jax.images import Picture, resize_square
+from composer_jax.images import Picture, composite, resize_square
 from composer_jax.models.clip import Clip, normalise, unit_length
 from composer_jax.models.tokenizer import Tokenizer
 from composer_jax.sampling.cascade import Denoising, run_cascade
@@ -24,8 +24,9 @@ from composer_jax.seeds import generator
 from composer_jax.training.stages import Diffusion, DualEncoder
 
 INPUTS = 'inputs.json'
-BATCH = 16
-"""Images that one compiled program samples; other numbers are padded to it."""
+BATCH = 32
+"""Images that one compiled program samples, unless it is a single one; other numbers
+are padded to it."""
 
 
 class TrainedEncoder:
@@ -173,6 +174,21 @@ class Composer:
         picture, self.condition_size, seed=seed, caption=caption, encoder=self.encoder
     )
 
+  def embed_caption(self, caption: str) -> dict[str, np.ndarray]:
+    """The conditions that a text alone gives, without a batch axis.
+
+    Raises:
+      ValueError: the model has no dual encoder.
+    """
+    if self.encoder is None:
+      raise ValueError('A caption needs a model with a dual encoder, in encoder/.')
+    blank = np.zeros((1, self.condition_size, self.condition_size, 3), np.uint8)
+    return {
+        c.name: c.embed(self.encoder, blank, [caption])[0]
+        for c in ALL
+        if c.from_text and c.name in self.names
+    }
+
   def compose(
       self,
       stored: Mapping[str, np.ndarray],
@@ -225,8 +241,9 @@ class Composer:
       asked = np.ones(count, bool) if kept is None else kept.get(name, present)
       keep[name] = np.asarray(asked) & present
     images = []
-    for begin in range(0, count, BATCH):
-      rows = np.minimum(np.arange(begin, begin + BATCH), count - 1)
+    size = 1 if count == 1 else BATCH
+    for begin in range(0, count, size):
+      rows = np.minimum(np.arange(begin, begin + size), count - 1)
       part = run_cascade(
           self._stages,
           {name: array[rows] for name, array in full.items()},
@@ -238,6 +255,12 @@ class Composer:
       )
       images.append(part[: count - begin])
     return np.concatenate(images)
+
+
+def square_of(picture: Picture, size: int) -> Picture:
+  """The middle of a picture at a size, transparent parts over white."""
+  square = resize_square(picture, size)
+  return square if square.alpha is None else composite(square, np.full(3, 255, 'u1'))
 
 
 def decompose(
@@ -260,14 +283,13 @@ def decompose(
   Returns:
     One array for each condition under its name, without a batch axis.
   """
-  square = resize_square(picture, size)
+  square = square_of(picture, size)
   found = {}
   for condition in ALL:
     if not condition.embedded:
       rng = generator(seed, condition.name)
       found[condition.name] = condition.extract(square, rng)
     elif encoder is not None:
-      found[condition.name] = condition.embed(encoder, square.pixels[None], [caption])[
-          0
-      ]
+      images = square.pixels[None]
+      found[condition.name] = condition.embed(encoder, images, [caption])[0]
   return found

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 MAX_PIXELS = 64_000_000
 """Largest image that is decoded, in pixels; more is a decompression bomb."""
@@ -158,7 +158,7 @@ def _diagnose(error: Exception, head: bytes, length: int, name: str) -> BadImage
         ' complete file. Copy or download it again.',
     )
   begins_well = is_webp or head[4:12] == b'ftypavif' or head.startswith(_SIGNATURES)
-  if isinstance(error, Image.UnidentifiedImageError) and not begins_well:
+  if isinstance(error, UnidentifiedImageError) and not begins_well:
     return BadImage(
         'not_an_image',
         f'{name}: {length:,} bytes that begin with {head[:8]!r}, expected an image'

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import pathlib
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -117,9 +118,12 @@ def main(argv: list[str]) -> int:
     def encode(batch: dict[str, Any]) -> dict[str, np.ndarray]:
       texts = batch['text']
       said = np.array([bool(text) for text in texts])
+      with warnings.catch_warnings():  # Once a run is enough; see fit_tokenizer.
+        warnings.simplefilter('ignore')
+        tokens = tokenizer.encode(texts)
       return {
           'image': batch['image'],
-          'tokens': tokenizer.encode(texts),
+          'tokens': tokens,
           'has_text': said,
       }
 

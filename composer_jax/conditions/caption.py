@@ -16,6 +16,7 @@ class Caption(Condition):
   name = 'caption'
   local = False
   embedded = True
+  from_text = True
   higher_is_better = {'clip_score': True}
 
   def spec(self, size: int) -> Spec:

@@ -74,6 +74,7 @@ class Condition(abc.ABC):
     local: a map aligned with the pixels, rather than one vector an image.
     stored: written into records; otherwise drawn anew from the image, with a
       random key, each time a record is read.
+    from_text: made from the caption rather than from the pixels.
     embedded: made by a trained `Encoder` rather than by `extract`.
     drop_rate: probability of dropping it alone in joint training
       (Composer, section 2.2).
@@ -85,6 +86,7 @@ class Condition(abc.ABC):
   local: ClassVar[bool] = True
   stored: ClassVar[bool] = True
   embedded: ClassVar[bool] = False
+  from_text: ClassVar[bool] = False
   drop_rate: ClassVar[float] = 0.5
   extra_tokens: ClassVar[int] = 0
   higher_is_better: ClassVar[dict[str, bool]]

@@ -19,8 +19,7 @@ from composer_jax import conditions as conditions_lib
 from composer_jax.conditions import Condition, Encoder
 from composer_jax.evaluation.bootstrap import Estimate, estimate, paired
 from composer_jax.images import Picture, resize_square
-
-_EMBED_AT_ONCE = 64
+from composer_jax.seeds import generator
 
 
 class Compose(Protocol):
@@ -181,12 +180,10 @@ def _ask(
   name = condition.name
   if condition.embedded:
     if encoder is None:
-      raise ValueError(f'{name} is embedded, so it cannot be judged without an encoder.')
-    starts = range(0, len(images), _EMBED_AT_ONCE)
-    parts = [slice(start, start + _EMBED_AT_ONCE) for start in starts]
-    return np.concatenate([
-      condition.embed(encoder, images[part], list(captions[part])) for part in parts
-    ])
+      raise ValueError(
+        f'{name} is embedded, so it cannot be judged without an encoder.'
+      )
+    return condition.embed(encoder, images, list(captions))
   if not condition.stored:
     return _extract(condition, images, range(len(images)), seed)
   if missing := [i for i, record in enumerate(records) if name not in record]:
@@ -208,21 +205,12 @@ def _extract(
       image 7 was asked to fill is the mask through which the result is seen.
     seed: of those states.
   """
-  return np.stack([
-    condition.extract(Picture(image), _rng(seed, state, condition))
-    for image, state in zip(images, states, strict=True)
-  ])
-
-
-def _rng(seed: int, index: int, condition: Condition) -> np.random.Generator:
-  return np.random.default_rng([seed, index, *condition.name.encode()])
-
-
-def _embed(encoder: Encoder, images: np.ndarray) -> np.ndarray:
-  starts = range(0, len(images), _EMBED_AT_ONCE)
-  return np.concatenate([
-    encoder.embed_images(images[start : start + _EMBED_AT_ONCE]) for start in starts
-  ])
+  return np.stack(
+    [
+      condition.extract(Picture(image), generator(seed, int(state), condition.name))
+      for image, state in zip(images, states, strict=True)
+    ]
+  )
 
 
 def derangement(size: int, seed: int) -> np.ndarray:
@@ -294,8 +282,8 @@ def judge(
   originals = held_out.images
   if condition.embedded:
     assert held_out.encoder is not None  # `hold_out` has made sure.
-    again = through_other = _embed(held_out.encoder, generated[here])
-    same = _embed(held_out.encoder, originals[here])
+    again = through_other = held_out.encoder.embed_images(generated[here])
+    same = held_out.encoder.embed_images(originals[here])
   else:
     again = _extract(condition, generated[here], here, held_out.seed)
     through_other = _extract(condition, generated[here], others, held_out.seed)

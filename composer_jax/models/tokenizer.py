@@ -12,7 +12,7 @@ import json
 import os
 import pathlib
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Self
 
 import numpy as np
@@ -43,11 +43,30 @@ class Tokenizer:
   """A byte-pair tokenizer: every caption has an encoding, none is unknown.
 
   Made by `train`, `load` or `from_clip`. It may be pickled.
+
+  Attributes:
+    context_length: length of each encoding, start and end tokens included.
+    vocab_size: number of token ids, special ones included.
+    start_token: id of the token that begins a caption.
+    end_token: id of the token that ends it; what follows is padding, the same.
   """
 
   def __init__(self, backend: tokenizers.Tokenizer):
-    """Takes a backend as assembled below; see the class methods to make one."""
+    """Takes a backend as assembled below; see the class methods to make one.
+
+    Raises:
+      ValueError: if the backend lacks a context length or a special token.
+    """
+    start, end = backend.token_to_id(START), backend.token_to_id(END)
+    if not backend.truncation or not backend.padding:
+      raise ValueError('it does not say its context length')
+    if start is None or end is None:
+      raise ValueError(f'it lacks the tokens {START} and {END}')
     self._backend = backend
+    self.context_length: int = backend.truncation['max_length']
+    self.vocab_size = backend.get_vocab_size()
+    self.start_token = start
+    self.end_token = end
 
   @classmethod
   def train(cls, captions: Iterable[str], vocab_size: int, context_length: int) -> Self:
@@ -145,16 +164,11 @@ class Tokenizer:
     path = pathlib.Path(folder) / FILE_NAME
     text = path.read_text('utf-8')
     try:
-      backend = tokenizers.Tokenizer.from_str(text)
+      return cls(tokenizers.Tokenizer.from_str(text))
     except Exception as error:  # The library raises bare exceptions.
-      raise ValueError(f'{path} is not a tokenizer: {error}') from error
-    if not backend.truncation or not backend.padding:
       raise ValueError(
-        f'{path} does not say its context length; write it with Tokenizer.save.'
-      )
-    if None in (backend.token_to_id(START), backend.token_to_id(END)):
-      raise ValueError(f'{path} lacks the tokens {START} and {END}.')
-    return cls(backend)
+        f'{path} is not a tokenizer that Tokenizer.save wrote: {error}.'
+      ) from error
 
   def save(self, folder: str | os.PathLike[str]) -> None:
     """Writes `tokenizer.json` into a folder, which is made if need be.
@@ -167,27 +181,7 @@ class Tokenizer:
     text = self._backend.to_str(pretty=True)
     (folder / FILE_NAME).write_text(text, 'utf-8')
 
-  @property
-  def vocab_size(self) -> int:
-    """Number of token ids, special ones included."""
-    return self._backend.get_vocab_size()
-
-  @property
-  def context_length(self) -> int:
-    """Length of each encoding, start and end tokens included."""
-    return self._backend.truncation['max_length']
-
-  @property
-  def start_token(self) -> int:
-    """Id of the token that begins a caption."""
-    return self._backend.token_to_id(START)
-
-  @property
-  def end_token(self) -> int:
-    """Id of the token that ends a caption; what follows it is padding, the same."""
-    return self._backend.token_to_id(END)
-
-  def encode(self, captions: list[str]) -> np.ndarray:
+  def encode(self, captions: Sequence[str]) -> np.ndarray:
     """Encodes captions of any length, '' included.
 
     A caption that is too long keeps its beginning and its end token; one warning
@@ -200,7 +194,7 @@ class Tokenizer:
       int32 (B, context_length).
 
     Raises:
-      TypeError: if the captions are not a list of strings.
+      TypeError: if the captions are one string, or not strings.
     """
     if isinstance(captions, str):
       raise TypeError('captions is one string; give a list of them.')

@@ -59,6 +59,7 @@ def timesteps(num_train: int, num_sample: int, spacing: Spacing) -> np.ndarray:
         f'{num_sample} sampling steps asked for; expected 1 to {num_train}, the number'
         ' of training steps.'
     )
+  steps: np.ndarray
   if spacing == 'leading':
     steps = np.arange(num_sample)[::-1] * (num_train // num_sample)
   elif spacing == 'trailing':
@@ -74,18 +75,19 @@ def timesteps(num_train: int, num_sample: int, spacing: Spacing) -> np.ndarray:
   return steps.astype(np.int32)
 
 
-def _draw(keys: jax.Array, index: jax.Array | int, x: jax.Array) -> jax.Array:
+def _draw(
+    keys: jax.Array, index: jax.Array | int, shape: tuple[int, ...]
+) -> jax.Array:
   # One key an image, so that its noise does not depend on who shares its batch.
   def draw_one(key):
-    return jax.random.normal(jax.random.fold_in(key, index), x.shape[1:], x.dtype)
+    return jax.random.normal(jax.random.fold_in(key, index), shape, jnp.float32)
 
   return jax.vmap(draw_one)(keys)
 
 
 def initial_noise(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   """Draws x_T: float32 (B, *shape), one image for each of the keys (B,)."""
-  like = jax.ShapeDtypeStruct((len(keys), *shape), jnp.float32)
-  return _draw(keys, 0, like)
+  return _draw(keys, 0, shape)
 
 
 def sample(
@@ -133,7 +135,8 @@ def sample(
       x_0 = jnp.clip(x_0, -1, 1)
       c = coefficients(alphas, step.t, x_t.ndim)
       eps, x_0 = to_eps_and_x0('x0', x_0, x_t, c)
-    return sampler(x_t, eps, x_0, step, _draw(keys, index, x_t)), None
+    noise = _draw(keys, index, x_t.shape[1:])
+    return sampler(x_t, eps, x_0, step, noise), None
 
   # Draw 0 of each key is the initial noise.
   index = jnp.arange(1, len(t) + 1)

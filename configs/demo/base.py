@@ -17,8 +17,8 @@ def get_config() -> config_dict.ConfigDict:
       'image_size': 32,
       'low_res_size': 0,  # A base model.
       'fold': 4,  # The first level is a grid of 8 x 8.
-      'channels': 128,
-      'multipliers': (1, 2),
+      'channels': 64,
+      'multipliers': (1, 3),
       'blocks': 1,
       'attention': (False, True),
       'head_width': 64,

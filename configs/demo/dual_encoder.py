@@ -14,15 +14,15 @@ def get_config() -> config_dict.ConfigDict:
   config.stage = 'dual_encoder'
   config.model = {
       'image_size': 32,  # Images are resized to this.
-      'patch_size': 4,
-      'vision_width': 128,
-      'vision_layers': 4,
+      'patch_size': 8,
+      'vision_width': 96,
+      'vision_layers': 3,
       'vision_heads': 4,
       'text_width': 64,
-      'text_layers': 3,
+      'text_layers': 2,
       'text_heads': 2,
       'vocab_size': 1024,  # At most; learned from the captions.
-      'context_length': 16,
+      'context_length': 24,
       'end_token': 1023,
       'embed_width': 64,  # Equal to text_width: a caption is stored as one array.
       'dtype': 'float32',

@@ -211,8 +211,10 @@ class TestRefusals:
     data[middle : middle + 40] = bytes(40)
     assert refusal(bytes(data)) in ('unreadable', 'truncated')
 
+  @pytest.mark.filterwarnings('ignore::UserWarning')  # Pillow's, about the damage.
   def test_no_damage_gets_past_as_another_exception(self):
     rng = np.random.default_rng(3)
+    reasons = set()
     for form in ('PNG', 'JPEG', 'WEBP', 'GIF', 'TIFF', 'JPEG2000'):
       for _ in range(30):
         data = bytearray(encoded(noise(), form))
@@ -223,7 +225,8 @@ class TestRefusals:
         try:
           opened(bytes(data))
         except BadImage as error:
-          assert error.reason
+          reasons.add(error.reason)
+    assert {'truncated', 'unreadable'} <= reasons  # Most damage is noticed.
 
   @pytest.mark.parametrize('side', [8_001, 10_000, 60_000])
   def test_bombs_are_refused_by_their_header(self, side):

@@ -19,6 +19,9 @@ X_0[:, 0], X_0[:, 1] = -1, 1
 NOISE = RNG.normal(size=X_0.shape).astype(np.float32)
 
 
+log_likelihood = jax.jit(losses.discretised_log_likelihood)
+
+
 def noised(schedule):
   a = schedule.alphas_cumprod[T].reshape(-1, 1, 1, 1)
   return (np.sqrt(a) * X_0 + np.sqrt(1 - a) * NOISE).astype(np.float32)
@@ -85,7 +88,7 @@ def test_gaussian_kl_equals_that_of_torch_and_is_0_for_equals():
 @pytest.mark.parametrize('mean', [-1.1, -0.2, 0.0, 0.97])
 def test_the_probabilities_of_all_pixel_values_add_up_to_one(mean, sigma):
   pixels = (np.arange(256) / 127.5 - 1).astype(np.float32)
-  log_p = losses.discretised_log_likelihood(
+  log_p = log_likelihood(
       pixels, jnp.full(256, mean), jnp.full(256, 2 * np.log(sigma))
   )
   np.testing.assert_allclose(np.exp(log_p).sum(), 1, rtol=1e-4)
@@ -106,7 +109,7 @@ def test_pixel_likelihood_equals_that_of_scipy(sigma):
   pixels = np.tile((np.arange(256) / 127.5 - 1).astype(np.float32), (21, 1))
   mean = np.linspace(-1.2, 1.2, 21, dtype=np.float32)[:, None] + 0 * pixels
   log_var = np.full_like(pixels, 2 * np.log(sigma))
-  got = losses.discretised_log_likelihood(pixels, mean, log_var)
+  got = log_likelihood(pixels, mean, log_var)
   p = bin_probability(pixels.astype(np.float64), mean.astype(np.float64), sigma)
   wanted = np.log(np.maximum(p, 1e-12))
   np.testing.assert_allclose(got, wanted, atol=0.02)
@@ -114,56 +117,46 @@ def test_pixel_likelihood_equals_that_of_scipy(sigma):
   np.testing.assert_allclose(np.asarray(got)[likely], wanted[likely], atol=2e-3)
 
 
+def posterior(schedule, t, x_t, x_0):
+  """q(x_{t-1} | x_t, x_0) as a product of Gaussians in x_{t-1}: precisions add."""
+  beta, previous = schedule.betas[t], schedule.alphas_cumprod[t - 1]
+  forward, prior = (1 - beta) / beta, 1 / (1 - previous)
+  mean = x_t * np.sqrt(1 - beta) / beta + x_0 * np.sqrt(previous) * prior
+  return mean / (forward + prior), 1 / (forward + prior)
+
+
 def direct_bound(schedule, x_t, guess, values):
   """L_t in bits from densities, in float64 (Ho et al. 2020, eq. 5 to 7, 13)."""
   bound = []
   for i, t in enumerate(T):
-    x, noisy = X_0[i].astype(np.float64), x_t[i].astype(np.float64)
-    beta, a = schedule.betas[t], schedule.alphas_cumprod[t]
-    previous = schedule.alphas_cumprod[t - 1] if t else 1.0
-
-    def posterior_mean(image):
-      # q(x_{t-1} | x_t, x_0) as a product of two Gaussians in x_{t-1}: precisions add.
-      forward, prior = (1 - beta) / beta, 1 / (1 - previous)
-      total = noisy * np.sqrt(1 - beta) / beta + image * np.sqrt(previous) * prior
-      return total / (forward + prior)
-
-    def posterior_variance(step):
-      before = schedule.alphas_cumprod[step - 1]
-      precision = (1 - schedule.betas[step]) / schedule.betas[step] + 1 / (1 - before)
-      return 1 / precision
-
-    low, high = np.log(posterior_variance(max(t, 1))), np.log(beta)
-    log_var = low + (high - low) * (values[i].astype(np.float64) + 1) / 2
-    sigma = np.exp(log_var / 2)
+    x_0, noisy, image, value = (
+        part[i].astype(np.float64) for part in (X_0, x_t, guess, values)
+    )
+    true_mean, variance = posterior(schedule, max(t, 1), noisy, x_0)
+    mean, _ = posterior(schedule, max(t, 1), noisy, image)
+    low, high = np.log(variance), np.log(schedule.betas[t])
+    sigma = np.exp((low + (high - low) * (value + 1) / 2) / 2)
     if t == 0:
-      p = bin_probability(x, guess[i].astype(np.float64), sigma)
-      nats = -np.log(np.maximum(p, 1e-12))
+      nats = -np.log(np.maximum(bin_probability(x_0, image, sigma), 1e-12))
     else:
+      deviation = torch.full(x_0.shape, variance**0.5, dtype=torch.float64)
       normal = torch.distributions.Normal
-      truth = normal(
-          torch.from_numpy(posterior_mean(x)),
-          torch.tensor(posterior_variance(t) ** 0.5, dtype=torch.float64),
-      )
-      model = normal(
-          torch.from_numpy(posterior_mean(guess[i].astype(np.float64))),
-          torch.from_numpy(sigma),
-      )
+      truth = normal(torch.from_numpy(true_mean), deviation)
+      model = normal(torch.from_numpy(mean), torch.from_numpy(sigma))
       nats = torch.distributions.kl_divergence(truth, model).numpy()
     bound.append(nats.mean() / np.log(2))
   return np.array(bound)
 
 
+@jax.jit
+def jitted_bound(x_t, guess, values, betas, alphas):
+  return losses.variational_bound(X_0, x_t, T, guess, values, betas, alphas)
+
+
 def bound(schedule, x_t, guess, values):
-  return losses.variational_bound(
-      jnp.asarray(X_0),
-      jnp.asarray(x_t),
-      jnp.asarray(T),
-      jnp.asarray(guess),
-      jnp.asarray(values),
-      jnp.asarray(schedule.betas, jnp.float32),
-      jnp.asarray(schedule.alphas_cumprod, jnp.float32),
-  )
+  betas, alphas = schedule.betas, schedule.alphas_cumprod
+  betas, alphas = betas.astype(np.float32), alphas.astype(np.float32)
+  return jitted_bound(x_t, guess, values, betas, alphas)
 
 
 @pytest.mark.parametrize('error', [0.0, 0.01, 0.3])
@@ -192,7 +185,7 @@ def test_the_bound_has_finite_gradients_even_far_off():
   def total(guess, values):
     return bound(schedule, x_t, guess, values).sum()
 
-  gradient = jax.grad(total, argnums=(0, 1))
+  gradient = jax.jit(jax.grad(total, argnums=(0, 1)))
   for guess in (X_0, X_0 + 0.01, -X_0, X_0 + 3):
     for part in gradient(jnp.asarray(guess), jnp.zeros_like(X_0)):
       assert np.isfinite(part).all()

@@ -38,7 +38,7 @@ def test_velocity_equals_that_of_diffusers():
 
 
 @pytest.mark.parametrize(
-    ['prediction', 'theirs'],
+    ('prediction', 'theirs'),
     [('eps', 'epsilon'), ('v', 'v_prediction'), ('x0', 'sample')],
 )
 def test_conversions_equal_those_of_diffusers(prediction, theirs):
@@ -49,20 +49,18 @@ def test_conversions_equal_those_of_diffusers(prediction, theirs):
       clip_sample=False,
   )
   scheduler.set_timesteps(1000)
-  x_t = np.asarray(q_sample(X_0, NOISE, C))
+  x_t = np.array(q_sample(X_0, NOISE, C))
   output = RNG.normal(size=X_0.shape).astype(np.float32)
   eps, x_0 = map(np.asarray, to_eps_and_x0(prediction, output, x_t, C))
   for i, t in enumerate(T.tolist()):
-    wanted = scheduler.step(*tensors(output[i]), t, *tensors(x_t[i]))
-    scale = np.abs(wanted.pred_original_sample).max()
+    step = scheduler.step(*tensors(output[i]), t, *tensors(x_t[i]))
+    wanted = step.pred_original_sample.numpy()
     np.testing.assert_allclose(
-        x_0[i], wanted.pred_original_sample, rtol=1e-5, atol=1e-6 * scale
+        x_0[i], wanted, rtol=1e-5, atol=1e-6 * np.abs(wanted).max()
     )
-    # From diffusers' own step back to the eps it used.
-    previous = float(scheduler.alphas_cumprod[t - 1]) if t else 1.0
-    if t:
-      rest = wanted.prev_sample - previous**0.5 * wanted.pred_original_sample
-      their_eps = rest.numpy() / (1 - previous) ** 0.5
+    if t:  # Their eps shows only in where it takes them.
+      a = scheduler.alphas_cumprod[t - 1].numpy()
+      their_eps = (step.prev_sample.numpy() - np.sqrt(a) * wanted) / np.sqrt(1 - a)
       error = np.abs(eps[i] - their_eps).max() / np.abs(their_eps).max()
       assert error < 2e-3
 
@@ -103,5 +101,5 @@ def test_an_unknown_prediction_is_refused():
       lambda: target('score', X_0, NOISE, C),
       lambda: to_eps_and_x0('score', X_0, NOISE, C),
   ):
-    with pytest.raises(ValueError, match="'score'.*eps"):
+    with pytest.raises(ValueError, match=r"'score'.*eps"):
       call()

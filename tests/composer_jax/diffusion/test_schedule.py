@@ -34,7 +34,8 @@ def test_cosine_follows_its_closed_form_until_the_cap():
   wanted = f[1:] / f[0]
   ours = make_schedule('cosine')
   np.testing.assert_allclose(ours.alphas_cumprod[:-1], wanted[:-1], rtol=1e-9)
-  assert ours.betas[-1] == 0.999 and ours.alphas_cumprod[-1] > wanted[-1]
+  assert ours.betas[-1] == 0.999
+  assert ours.alphas_cumprod[-1] > wanted[-1]
 
 
 @pytest.mark.parametrize('kind', BETAS)
@@ -42,14 +43,16 @@ def test_cosine_follows_its_closed_form_until_the_cap():
 def test_goes_from_an_image_to_noise(kind, num_steps):
   ours = make_schedule(kind, num_steps)
   assert (np.diff(ours.alphas_cumprod) < 0).all()
-  assert (ours.betas > 0).all() and (ours.betas < 1).all()
-  assert ours.alphas_cumprod[0] > 0.99 and 0 < ours.alphas_cumprod[-1] < 1e-4
+  assert (ours.betas > 0).all()
+  assert (ours.betas < 1).all()
+  assert ours.alphas_cumprod[0] > 0.99
+  assert 0 < ours.alphas_cumprod[-1] < 1e-4
 
 
 def test_bad_arguments_are_refused():
-  with pytest.raises(ValueError, match="'quadratic'.*cosine.*linear"):
+  with pytest.raises(ValueError, match=r"'quadratic'.*cosine.*linear"):
     make_schedule('quadratic')
-  with pytest.raises(ValueError, match='num_steps is 1;.*at least 2'):
+  with pytest.raises(ValueError, match=r'num_steps is 1;.*at least 2'):
     make_schedule('cosine', 1)
-  with pytest.raises(ValueError, match='num_steps is 20;.*more than 20'):
+  with pytest.raises(ValueError, match=r'num_steps is 20;.*more than 20'):
     make_schedule('linear', 20)

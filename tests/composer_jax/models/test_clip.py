@@ -55,27 +55,27 @@ contrastive_grads = jax.jit(jax.value_and_grad(clip.contrastive_loss, (0, 1, 2))
 
 def reference_config(config: clip.ClipConfig) -> transformers.CLIPConfig:
   return transformers.CLIPConfig(
-    text_config=dict(
-      vocab_size=config.vocab_size,
-      hidden_size=config.text_width,
-      intermediate_size=config.text_width * config.mlp_ratio,
-      num_hidden_layers=config.text_layers,
-      num_attention_heads=config.text_heads,
-      max_position_embeddings=config.context_length,
-      hidden_act=config.activation,
-      eos_token_id=config.end_token,
-      bos_token_id=0,
-      pad_token_id=config.end_token,
-    ),
-    vision_config=dict(
-      hidden_size=config.vision_width,
-      intermediate_size=config.vision_width * config.mlp_ratio,
-      num_hidden_layers=config.vision_layers,
-      num_attention_heads=config.vision_heads,
-      image_size=config.image_size,
-      patch_size=config.patch_size,
-      hidden_act=config.activation,
-    ),
+    text_config={
+      'vocab_size': config.vocab_size,
+      'hidden_size': config.text_width,
+      'intermediate_size': config.text_width * config.mlp_ratio,
+      'num_hidden_layers': config.text_layers,
+      'num_attention_heads': config.text_heads,
+      'max_position_embeddings': config.context_length,
+      'hidden_act': config.activation,
+      'eos_token_id': config.end_token,
+      'bos_token_id': 0,
+      'pad_token_id': config.end_token,
+    },
+    vision_config={
+      'hidden_size': config.vision_width,
+      'intermediate_size': config.vision_width * config.mlp_ratio,
+      'num_hidden_layers': config.vision_layers,
+      'num_attention_heads': config.vision_heads,
+      'image_size': config.image_size,
+      'patch_size': config.patch_size,
+      'hidden_act': config.activation,
+    },
     projection_dim=config.embed_width,
   )
 

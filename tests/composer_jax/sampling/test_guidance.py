@@ -41,7 +41,7 @@ def make_model(prediction='eps'):
 
 def direct(prediction, t, guidance):
   """Two separate passes, image by image, and x_0 made anew from the guided eps."""
-  model, result = make_model(prediction), []
+  model, result = jax.jit(make_model(prediction)), []
   nothing = {name: np.zeros_like(value) for name, value in KEPT.items()}
   for i in range(len(X_T)):
     one = slice(i, i + 1)
@@ -90,7 +90,8 @@ def test_one_pass_sees_the_same_batch_twice_and_the_second_half_without_conditio
     np.testing.assert_array_equal(conditions[name], np.concatenate([value, value]))
     assert conditions[name].dtype == value.dtype
     np.testing.assert_array_equal(kept[name][:3], KEPT[name])
-    assert kept[name].dtype == bool and not kept[name][3:].any()
+    assert kept[name].dtype == bool
+    assert not kept[name][3:].any()
 
 
 def test_an_image_that_keeps_nothing_is_not_moved_by_guidance():
@@ -104,7 +105,7 @@ def test_an_image_that_keeps_nothing_is_not_moved_by_guidance():
 
 def test_a_model_without_conditions_can_be_asked():
   def model(x_t, t, conditions, kept):
-    assert not conditions and not kept
+    assert conditions == kept == {}
     return 2 * x_t, x_t
 
   eps, x_0 = classifier_free(model, {}, {}, 3.0)(X_T, jnp.int32(3))

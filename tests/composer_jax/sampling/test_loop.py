@@ -46,14 +46,14 @@ def test_timesteps_equal_those_of_diffusers(spacing, num_train):
     np.testing.assert_array_equal(got, wanted[wanted >= 0])
     assert len(got) == num_sample
     assert got.dtype == np.int32
-    assert (np.diff(got) < 0).all() and got[-1] >= 0 and got[0] < num_train
+    assert (np.diff(got) < 0).all()
 
 
 def test_timesteps_refuse_what_they_cannot_do():
   for count in (0, -1, 11):
     with pytest.raises(ValueError, match=f'{count} sampling steps.*1 to 10'):
       timesteps(10, count, 'leading')
-  with pytest.raises(ValueError, match="'even'.*leading"):
+  with pytest.raises(ValueError, match=r"'even'.*leading"):
     timesteps(10, 5, 'even')
 
 
@@ -89,7 +89,9 @@ def test_clipping_bounds_x_0_and_keeps_it_consistent_with_eps(clip):
   @jax.jit
   def predictions(t):
     def result(which):
-      sampler = lambda x_t, eps, x_0, step, noise: which(eps, x_0)
+      def sampler(x_t, eps, x_0, step, noise):
+        return which(eps, x_0)
+
       return sample(denoise, sampler, x_T, ALPHAS, t[None], keys, clip=clip)
 
     return result(lambda eps, x_0: eps), result(lambda eps, x_0: x_0)

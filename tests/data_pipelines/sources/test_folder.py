@@ -23,13 +23,17 @@ def write_png(path, colour='red', side=8):
     Image.new('RGB', (side, side), colour).save(file, 'PNG')
 
 
-def outcome(source, key):
-  """The caption of an image, or the reason why it is refused."""
-  try:
-    return source.load(list(source.keys()).index(key), 8).caption
-  except (BadImage, BadRecord) as error:
-    assert key in str(error)
-    return error.reason
+def outcomes(source):
+  """For each key the caption of the image, or the reason why it is refused."""
+  result, unnamed = {}, []
+  for index, key in enumerate(source.keys()):
+    try:
+      result[key] = source.load(index, 8).caption
+    except (BadImage, BadRecord) as error:
+      result[key] = error.reason
+      unnamed += [key] * (key not in str(error))
+  assert not unnamed  # Every refusal says of which file.
+  return result
 
 
 def write_table(path, rows):
@@ -77,7 +81,7 @@ def test_companions_are_passed_over_and_other_files_are_counted(tmp_path):
     (tmp_path / name).write_text('these are not pixels')
   (tmp_path / 'empty.png').touch()
   source = FolderSource(str(tmp_path))
-  assert {key: outcome(source, key) for key in source.keys()} == {
+  assert outcomes(source) == {
       'a.png': 'whatever',
       'empty.png': 'not_an_image',
       'letter.png': 'not_an_image',
@@ -102,7 +106,7 @@ def test_a_stamp_collection_of_odd_images(tmp_path):
   whole = (folder / 'cat.png').read_bytes()
   (folder / 'cat half.png').write_bytes(whole[: len(whole) // 2])
   source = FolderSource(str(tmp_path))
-  reasons = {os.path.basename(key): outcome(source, key) for key in source.keys()}
+  reasons = {os.path.basename(key): what for key, what in outcomes(source).items()}
   assert reasons == {
       'cat bits.png': '',
       'cat deep.png': '',
@@ -158,7 +162,7 @@ def test_a_text_beside_the_image_is_its_caption(tmp_path):
   write_png(tmp_path / 'a' / 'x.y.png')
   (tmp_path / 'a' / 'x.y.txt').write_bytes('\ufeff ein Ätz-Bild\n'.encode())
   source = FolderSource(str(tmp_path))
-  assert outcome(source, 'a/x.y.png') == 'ein Ätz-Bild'
+  assert outcomes(source) == {'a/x.y.png': 'ein Ätz-Bild'}
 
 
 @pytest.mark.parametrize('table', ['captions', 'metadata'])
@@ -173,7 +177,7 @@ def test_captions_come_from_tables(tmp_path, table, suffix, file_field, caption_
   write_table(tmp_path / (table + suffix), rows)
   (tmp_path / 'd.txt').write_text('beside')
   source = FolderSource(str(tmp_path))
-  assert {key: outcome(source, key) for key in source.keys()} == {
+  assert outcomes(source) == {
       'a.png': 'one, "two"',
       'c.png': '',
       'd.png': 'beside',
@@ -194,7 +198,7 @@ def test_captions_that_cannot_be_used_cost_one_image_each(tmp_path):
     file.write('{"file": "g.png", "text": "Käse"}\n'.encode('latin-1'))
   write_png(tmp_path / 'g.png')
   source = FolderSource(str(tmp_path))
-  assert {key[0]: outcome(source, key) for key in source.keys()} == {
+  assert {key[0]: what for key, what in outcomes(source).items()} == {
       'a': 'x' * 10_000,
       'b': 'caption_too_long',
       'c': 'caption_too_long',
@@ -251,7 +255,7 @@ def test_files_that_cannot_be_opened_are_counted(tmp_path):
   os.mkfifo(tmp_path / 'pipe.png')
   source = FolderSource(str(tmp_path))
   (tmp_path / 'gone.png').unlink()
-  assert {key: outcome(source, key) for key in source.keys()} == {
+  assert outcomes(source) == {
       'a.png': '',
       'dangling.png': 'inaccessible',
       'gone.png': 'inaccessible',

@@ -1,0 +1,115 @@
+"""What makes an image again: kept inside the PNG itself."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import io
+import json
+import os
+from collections.abc import Mapping
+
+import numpy as np
+
+from composer_jax import __version__
+from composer_jax.composer import Composer
+from composer_jax.conditions import by_name
+from composer_jax.images import encode_png, png_text
+
+FIELD = 'composer_jax'
+"""Name of the text field of the PNG."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """Everything that determines one image.
+
+  Attributes:
+    model: digest of the model it is for.
+    seed: of the noise.
+    steps: DDIM steps of the base model; the model's own if None.
+    guidance: classifier-free guidance scale; the model's own if None.
+    eta: of DDIM; the model's own if None.
+    conditions: stored values by name, without a batch axis.
+  """
+
+  model: str
+  seed: int
+  steps: int | None
+  guidance: float | None
+  eta: float | None
+  conditions: Mapping[str, np.ndarray]
+
+  def to_json(self) -> str:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **self.conditions)
+    plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+    plain['conditions'] = base64.b64encode(buffer.getvalue()).decode()
+    return json.dumps({'version': __version__, **plain})
+
+  @classmethod
+  def from_json(cls, text: str, name: str) -> Recipe:
+    """Reads what `to_json` wrote.
+
+    Raises:
+      ValueError: the text is no recipe; names the file it is from.
+    """
+    try:
+      plain = json.loads(text)
+      plain.pop('version')
+      archive = io.BytesIO(base64.b64decode(plain.pop('conditions')))
+      with np.load(archive, allow_pickle=False) as arrays:
+        conditions = {c.name: arrays[c.name] for c in by_name(arrays.files)}
+      return cls(conditions=conditions, **plain)
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+      raise ValueError(
+          f'{name} holds a damaged recipe ({error}); expected a PNG that'
+          ' `composer-jax compose` wrote and no program changed.'
+      ) from error
+
+
+def digest_of(composer: Composer) -> str:
+  """Tells the model from others."""
+  text = json.dumps(composer.fingerprint)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def make(composer: Composer, recipe: Recipe) -> np.ndarray:
+  """Makes the image of a recipe: uint8 (S, S, 3).
+
+  Raises:
+    ValueError: the recipe is for another model.
+  """
+  here = digest_of(composer)
+  if recipe.model != here:
+    raise ValueError(
+        f'The recipe is for model {recipe.model}, this one is {here}; the image'
+        ' would be another. Give the folder of that model.'
+    )
+  return composer.compose(
+      {name: array[None] for name, array in recipe.conditions.items()},
+      seeds=np.array([recipe.seed]),
+      steps=recipe.steps,
+      guidance=recipe.guidance,
+      eta=recipe.eta,
+  )[0]
+
+
+def to_png(image: np.ndarray, recipe: Recipe) -> bytes:
+  """Encodes an image with its recipe."""
+  return encode_png(image, text={FIELD: recipe.to_json()})
+
+
+def from_png(path: str | os.PathLike[str]) -> Recipe:
+  """Reads the recipe of a PNG.
+
+  Raises:
+    ValueError: the file has none.
+  """
+  text = png_text(path)
+  if FIELD not in text:
+    raise ValueError(
+        f'{path} holds no recipe; expected a PNG that `composer-jax compose` wrote.'
+    )
+  return Recipe.from_json(text[FIELD], str(path))
