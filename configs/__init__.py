@@ -1,0 +1,1 @@
+"""Configurations by name, each a file that says what it reproduces."""

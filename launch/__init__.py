@@ -1,0 +1,1 @@
+"""Job descriptions, and the scripts that set up, demonstrate and test."""

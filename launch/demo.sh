@@ -1,0 +1,103 @@
+#!/usr/bin/env bash
+set -euo pipefail
+
+usage() {
+  cat <<'END'
+usage: launch/demo.sh [--minutes N] [--out DIR]
+
+From nothing to a small Composer and a report of what it can do: prepares the Twemoji
+pictures, trains an encoder, a base model and an upsampler, then composes and measures.
+Interrupted, it goes on where it was when run again with the same arguments.
+
+  --minutes N   minutes of training in all (default 12.5), shared out as 1.5 : 8 : 3
+                to encoder, base model and upsampler; preparing and reporting come on top
+  --out DIR     where data, models and report go (default: demo/ in the repository)
+END
+}
+
+die() {
+  printf 'demo.sh: %s\n' "$1" >&2
+  exit 1
+}
+
+unset CDPATH
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
+minutes=12.5
+out=$root/demo
+while (($#)); do
+  case $1 in
+    --minutes | --out)
+      (($# > 1)) || die "$1 needs a value."
+      if [[ $1 == --out ]]; then out=$2; else minutes=$2; fi
+      shift
+      ;;
+    -h | --help)
+      usage
+      exit
+      ;;
+    *)
+      usage >&2
+      die "unknown argument: $1"
+      ;;
+  esac
+  shift
+done
+[[ $minutes =~ ^[0-9]*[.]?[0-9]+$ && $minutes =~ [1-9] ]] ||
+  die "--minutes is '$minutes'; give a number above 0, such as 12.5."
+[[ -n $out ]] || die '--out is empty.'
+
+mkdir -p -- "$out"
+out=$(cd -- "$out" && pwd -P)
+cd -- "$root"
+
+elapsed() {
+  printf '%d min %02d s' "$(($1 / 60))" "$(($1 % 60))"
+}
+
+number=0
+# Runs a command under a heading: step HEADING COMMAND...
+step() {
+  local heading=$1 start=$SECONDS status=0
+  shift
+  number=$((number + 1))
+  printf '\n== %d of 7: %s\n' "$number" "$heading"
+  "$@" || status=$?
+  if ((status)); then
+    printf '\ndemo.sh: "%s" ended with status %d after %s.\n' \
+      "$heading" "$status" "$(elapsed $((SECONDS - start)))" >&2
+    printf 'Run the same command again to go on from there.\n' >&2
+    exit "$status"
+  fi
+  printf -- '-- %s (%s since the start)\n' \
+    "$(elapsed $((SECONDS - start)))" "$(elapsed "$SECONDS")"
+}
+
+# The minutes of training for a share of 1.5 : 8 : 3.
+share() {
+  LC_ALL=C awk -v all="$minutes" -v part="$1" \
+    'BEGIN { printf "%.3f", all * part / 12.5 }'
+}
+
+composer_jax=$root/.venv/bin/composer-jax
+
+# Trains one stage: train STAGE WORKDIR SHARE
+train() {
+  "$composer_jax" train --config "configs/demo/$1.py" --workdir "$2" \
+    "--config.data.path=$out/data" "--config.train.minutes=$(share "$3")"
+}
+
+step 'installing' bash launch/setup.sh
+step 'preparing pictures and their conditions' \
+  "$composer_jax" prepare --source twemoji --out "$out/data" --size 64 --workers 2
+step "training the encoder, $(share 1.5) minutes" \
+  train dual_encoder "$out/model/encoder" 1.5
+step 'embedding pictures and captions' \
+  "$composer_jax" prepare --onto "$out/data" --conditions semantics,caption \
+  --encoder "$out/model/encoder"
+step "training the base model, $(share 8) minutes" train base "$out/model/base" 8
+step "training the upsampler, $(share 3) minutes" \
+  train upsampler "$out/model/upsampler" 3
+step 'composing and measuring' \
+  "$composer_jax" report --model "$out/model" --data "$out/data" --out "$out/report"
+
+printf '\nThe report: %s\n' "$out/report/index.html"

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Checks everything: style, types, tests. Arguments go to pytest.
+set -euo pipefail
+unset CDPATH
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+trap 'printf "Total time: %d min %d s\n" "$((SECONDS / 60))" "$((SECONDS % 60))"' EXIT
+
+bash launch/setup.sh --test
+# On an accelerator, tests of exact figures would have to be looser.
+export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
+python=$PWD/.venv/bin/python
+
+printf '\n== ruff check\n'
+"$python" -m ruff check .
+printf '\n== ruff format\n'
+"$python" -m ruff format --check .
+printf '\n== mypy\n'
+"$python" -m mypy
+printf '\n== pytest\n'
+"$python" -m pytest -q --durations=15 "$@"
