@@ -23,9 +23,9 @@ class Checkpoints:
   def __init__(self, workdir: pathlib.Path, keep: int):
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
     self._manager = ocp.CheckpointManager(
-        (workdir / FOLDER).absolute(),
-        options=options,
-        item_names=('state', 'ema', 'data'),
+      (workdir / FOLDER).absolute(),
+      options=options,
+      item_names=('state', 'ema', 'data'),
     )
 
   def latest(self) -> int | None:
@@ -43,32 +43,32 @@ class Checkpoints:
     """
     rest = dataclasses.replace(state, ema=None)
     self._manager.save(
-        step,
-        args=ocp.args.Composite(
-            state=ocp.args.StandardSave(vars(rest)),
-            ema=ocp.args.StandardSave(state.ema),
-            data=ocp.args.JsonSave(data),
-        ),
-        force=True,
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(vars(rest)),
+        ema=ocp.args.StandardSave(state.ema),
+        data=ocp.args.JsonSave(data),
+      ),
+      force=True,
     )
 
   def restore(self, step: int, shapes: TrainState) -> tuple[TrainState, dict[str, Any]]:
     """Reads a checkpoint into the given shapes and shardings."""
     rest = dataclasses.replace(shapes, ema=None)
     items = self._manager.restore(
-        step,
-        args=ocp.args.Composite(
-            state=ocp.args.StandardRestore(vars(rest)),
-            ema=ocp.args.StandardRestore(shapes.ema),
-            data=ocp.args.JsonRestore(),
-        ),
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardRestore(vars(rest)),
+        ema=ocp.args.StandardRestore(shapes.ema),
+        data=ocp.args.JsonRestore(),
+      ),
     )
     return TrainState(**{**items.state, 'ema': items.ema}), items.data
 
   def restore_average(self, step: int, shapes: nnx.State) -> nnx.State:
     """Reads only the averaged weights."""
     items = self._manager.restore(
-        step, args=ocp.args.Composite(ema=ocp.args.StandardRestore(shapes))
+      step, args=ocp.args.Composite(ema=ocp.args.StandardRestore(shapes))
     )
     return items.ema
 
@@ -81,7 +81,7 @@ class Checkpoints:
 
 
 def load_average(
-    workdir: pathlib.Path, stage: Stage, config: Config
+  workdir: pathlib.Path, stage: Stage, config: Config
 ) -> tuple[nnx.GraphDef, nnx.State, int]:
   """The averaged weights of a trained stage, for use.
 
@@ -93,8 +93,8 @@ def load_average(
   """
   if not (workdir / FOLDER).is_dir():
     raise FileNotFoundError(
-        f'{workdir} holds no checkpoints; train there first with'
-        ' `composer-jax train --workdir`.'
+      f'{workdir} holds no checkpoints; train there first with'
+      ' `composer-jax train --workdir`.'
     )
   checkpoints = Checkpoints(workdir, keep=config.train.keep)
   step = checkpoints.latest()

@@ -6,21 +6,23 @@ import importlib
 import sys
 
 VERBS = {
-    'prepare': 'images to a data set with all conditions',
-    'decompose': 'one image to its conditions, as arrays and pictures',
-    'train': 'train a stage: dual encoder, base model or upsampler',
-    'compose': 'make an image from conditions of other images',
-    'report': 'a page that shows what a model can do, and measures it',
+  'prepare': 'images to a data set with all conditions',
+  'decompose': 'one image to its conditions, as arrays and pictures',
+  'train': 'train a stage: dual encoder, base model or upsampler',
+  'compose': 'make an image from conditions of other images',
+  'report': 'a page that shows what a model can do, and measures it',
 }
 
 
 def usage() -> str:
   lines = [f'  {verb:10} {what}' for verb, what in VERBS.items()]
-  return '\n'.join([
+  return '\n'.join(
+    [
       'usage: composer-jax VERB [--help] ...',
       '',
       *lines,
-  ])
+    ]
+  )
 
 
 def main(argv: list[str] | None = None) -> int:

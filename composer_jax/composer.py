@@ -39,11 +39,11 @@ class TrainedEncoder:
   """
 
   def __init__(
-      self,
-      graph: nnx.GraphDef,
-      weights: nnx.State,
-      tokenizer: Tokenizer,
-      step: int,
+    self,
+    graph: nnx.GraphDef,
+    weights: nnx.State,
+    tokenizer: Tokenizer,
+    step: int,
   ):
     self._weights, self._tokenizer, self.step = weights, tokenizer, step
     model = nnx.merge(graph, weights)
@@ -103,8 +103,8 @@ def _read_config(directory: pathlib.Path) -> config_lib.Config:
   path = directory / 'config.json'
   if not path.is_file():
     raise FileNotFoundError(
-        f'{path} does not exist; expected the folder that `composer-jax train'
-        ' --workdir` wrote.'
+      f'{path} does not exist; expected the folder that `composer-jax train'
+      ' --workdir` wrote.'
     )
   return config_lib.load(path)
 
@@ -155,8 +155,8 @@ class Composer:
     directory = pathlib.Path(directory)
     if not (directory / 'base').is_dir():
       raise FileNotFoundError(
-          f'{directory} holds no base/ folder; expected a model folder with base/ and,'
-          ' if trained, upsampler/ and encoder/.'
+        f'{directory} holds no base/ folder; expected a model folder with base/ and,'
+        ' if trained, upsampler/ and encoder/.'
       )
     stages = [load_diffusion(directory / 'base')]
     if (directory / 'upsampler').is_dir():
@@ -167,11 +167,11 @@ class Composer:
     return cls(stages, encoder)
 
   def decompose(
-      self, picture: Picture, *, seed: int = 0, caption: str = ''
+    self, picture: Picture, *, seed: int = 0, caption: str = ''
   ) -> dict[str, np.ndarray]:
     """Extracts every condition of a picture; see `decompose`."""
     return decompose(
-        picture, self.condition_size, seed=seed, caption=caption, encoder=self.encoder
+      picture, self.condition_size, seed=seed, caption=caption, encoder=self.encoder
     )
 
   def embed_caption(self, caption: str) -> dict[str, np.ndarray]:
@@ -184,20 +184,20 @@ class Composer:
       raise ValueError('A caption needs a model with a dual encoder, in encoder/.')
     blank = np.zeros((1, self.condition_size, self.condition_size, 3), np.uint8)
     return {
-        c.name: c.embed(self.encoder, blank, [caption])[0]
-        for c in ALL
-        if c.from_text and c.name in self.names
+      c.name: c.embed(self.encoder, blank, [caption])[0]
+      for c in ALL
+      if c.from_text and c.name in self.names
     }
 
   def compose(
-      self,
-      stored: Mapping[str, np.ndarray],
-      kept: Mapping[str, np.ndarray] | None = None,
-      *,
-      seeds: np.ndarray,
-      steps: int | None = None,
-      guidance: float | None = None,
-      eta: float | None = None,
+    self,
+    stored: Mapping[str, np.ndarray],
+    kept: Mapping[str, np.ndarray] | None = None,
+    *,
+    seeds: np.ndarray,
+    steps: int | None = None,
+    guidance: float | None = None,
+    eta: float | None = None,
   ) -> np.ndarray:
     """Makes images.
 
@@ -221,8 +221,8 @@ class Composer:
     unknown = [name for name in stored if name not in self.condition_shapes]
     if unknown:
       raise ValueError(
-          f'This model has no condition {unknown[0]!r}; it knows'
-          f' {", ".join(self.condition_shapes)}.'
+        f'This model has no condition {unknown[0]!r}; it knows'
+        f' {", ".join(self.condition_shapes)}.'
       )
     for condition in by_name(self.condition_shapes):
       name, shape = condition.name, self.condition_shapes[condition.name]
@@ -235,7 +235,7 @@ class Composer:
       full[name] = np.asarray(stored[name], dtype)
       if full[name].shape != (count, *shape):
         raise ValueError(
-            f'{name} has shape {full[name].shape}; expected {(count, *shape)}.'
+          f'{name} has shape {full[name].shape}; expected {(count, *shape)}.'
         )
       present = np.asarray(condition.present(jnp.asarray(full[name])))
       asked = np.ones(count, bool) if kept is None else kept.get(name, present)
@@ -245,13 +245,13 @@ class Composer:
     for begin in range(0, count, size):
       rows = np.minimum(np.arange(begin, begin + size), count - 1)
       part = run_cascade(
-          self._stages,
-          {name: array[rows] for name, array in full.items()},
-          {name: array[rows] for name, array in keep.items()},
-          np.asarray(seeds)[rows],
-          steps=steps,
-          guidance=guidance,
-          eta=eta,
+        self._stages,
+        {name: array[rows] for name, array in full.items()},
+        {name: array[rows] for name, array in keep.items()},
+        np.asarray(seeds)[rows],
+        steps=steps,
+        guidance=guidance,
+        eta=eta,
       )
       images.append(part[: count - begin])
     return np.concatenate(images)
@@ -264,12 +264,12 @@ def square_of(picture: Picture, size: int) -> Picture:
 
 
 def decompose(
-    picture: Picture,
-    size: int,
-    *,
-    seed: int = 0,
-    caption: str = '',
-    encoder: TrainedEncoder | None = None,
+  picture: Picture,
+  size: int,
+  *,
+  seed: int = 0,
+  caption: str = '',
+  encoder: TrainedEncoder | None = None,
 ) -> dict[str, np.ndarray]:
   """Extracts every condition of a picture.
 

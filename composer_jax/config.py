@@ -167,7 +167,7 @@ def _convert(value: Any, kind: Any, path: str) -> Any:
   if origin is Literal:
     if value not in arguments:
       raise ValueError(
-          f'{path} is {value!r}; expected one of {", ".join(map(repr, arguments))}.'
+        f'{path} is {value!r}; expected one of {", ".join(map(repr, arguments))}.'
       )
     return value
   if origin is tuple:
@@ -183,8 +183,7 @@ def _convert(value: Any, kind: Any, path: str) -> Any:
     return float(value)
   if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
     raise ValueError(
-        f'{path} is {value!r} of type {type(value).__name__}; expected'
-        f' {kind.__name__}.'
+      f'{path} is {value!r} of type {type(value).__name__}; expected {kind.__name__}.'
     )
   return value
 
@@ -194,13 +193,15 @@ def _build(kind: type[T], values: Any, path: str) -> T:
   unknown = [name for name in values if name not in fields]
   if unknown:
     raise ValueError(
-        f'{path}.{unknown[0]} is not a field; expected any of {", ".join(fields)}.'
+      f'{path}.{unknown[0]} is not a field; expected any of {", ".join(fields)}.'
     )
   hints = typing.get_type_hints(kind)
-  return kind(**{
+  return kind(
+    **{
       name: _convert(value, hints[name], f'{path}.{name}')
       for name, value in values.items()
-  })
+    }
+  )
 
 
 def from_dict(values: dict[str, Any]) -> Config:
@@ -216,9 +217,9 @@ def from_dict(values: dict[str, Any]) -> Config:
   try:
     model = _build(MODELS[stage], values.pop('model', {}), 'config.model')
     rest = {
-        name: _convert(value, hint, f'config.{name}')
-        for name, value in values.items()
-        if (hint := typing.get_type_hints(Config).get(name, Any)) is not Any
+      name: _convert(value, hint, f'config.{name}')
+      for name, value in values.items()
+      if (hint := typing.get_type_hints(Config).get(name, Any)) is not Any
     }
     unknown = [name for name in values if name not in rest]
     if unknown:
@@ -241,12 +242,12 @@ def find(path: str) -> pathlib.Path:
   if (installed / path).is_file():
     return installed / path
   known = sorted(
-      str(p.relative_to(installed))
-      for p in (installed / 'configs').rglob('*.py')
-      if p.name != '__init__.py'
+    str(p.relative_to(installed))
+    for p in (installed / 'configs').rglob('*.py')
+    if p.name != '__init__.py'
   )
   raise FileNotFoundError(
-      f'--config={path}: no such file; installed configs are {", ".join(known)}.'
+    f'--config={path}: no such file; installed configs are {", ".join(known)}.'
   )
 
 
@@ -268,7 +269,7 @@ def parse(argv: list[str]) -> Config:
       argv[index] = f'--config={find(argument.removeprefix("--config="))}'
   values = flags.FlagValues()
   holder = config_flags.DEFINE_config_file(
-      'config', help_string='Config file.', flag_values=values
+    'config', help_string='Config file.', flag_values=values
   )
   try:
     values(['composer-jax', *argv])

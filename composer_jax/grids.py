@@ -34,18 +34,20 @@ class GridSampler:
     self._images = np.stack([record['image'] for record in records])
     chosen = by_name(config.model.conditions)
     self._stored = {
-        c.name: np.stack([
-            record[c.name]
-            if c.stored
-            else c.extract(Picture(record['image']), generator(row, c.name))
-            for row, record in enumerate(records)
-        ])
-        for c in chosen
+      c.name: np.stack(
+        [
+          record[c.name]
+          if c.stored
+          else c.extract(Picture(record['image']), generator(row, c.name))
+          for row, record in enumerate(records)
+        ]
+      )
+      for c in chosen
     }
     graphs = []
     jax.eval_shape(lambda: graphs.append(initial_state(stage, config)[0]))
     self._sample = jax.jit(
-        functools.partial(sample_stage, config, graphs[0]), static_argnames='steps'
+      functools.partial(sample_stage, config, graphs[0]), static_argnames='steps'
     )
 
   def __call__(self, state: TrainState, step: int) -> np.ndarray:
@@ -61,18 +63,18 @@ class GridSampler:
     for wanted in (names, *([name] for name in names)):
       kept = {name: np.full(len(keys), name in wanted) for name in names}
       columns.append(
-          np.asarray(
-              self._sample(
-                  state.ema,
-                  self._stored,
-                  kept,
-                  keys,
-                  low_res,
-                  config.sample.guidance,
-                  config.sample.eta,
-                  steps=config.sample.steps,
-              )
+        np.asarray(
+          self._sample(
+            state.ema,
+            self._stored,
+            kept,
+            keys,
+            low_res,
+            config.sample.guidance,
+            config.sample.eta,
+            steps=config.sample.steps,
           )
+        )
       )
     grid = np.stack(columns, axis=1)
     rows, count = grid.shape[:2]

@@ -63,10 +63,10 @@ class Picture:
 
 
 def open_image(
-    source: bytes | str | os.PathLike[str],
-    *,
-    name: str,
-    at_least: int | None = None,
+  source: bytes | str | os.PathLike[str],
+  *,
+  name: str,
+  at_least: int | None = None,
 ) -> Picture:
   """Decodes one image file, upright, as 8-bit sRGB.
 
@@ -92,9 +92,9 @@ def open_image(
     width, height = image.size
     if width * height > MAX_PIXELS:
       raise BadImage(
-          'too_many_pixels',
-          f'{name}: {width} x {height} pixels, expected at most {MAX_PIXELS:,} in'
-          ' all. Scale the image down or leave it out.',
+        'too_many_pixels',
+        f'{name}: {width} x {height} pixels, expected at most {MAX_PIXELS:,} in'
+        ' all. Scale the image down or leave it out.',
       )
     if min(width, height) < MIN_SIDE:
       raise _too_small(name, width, height)
@@ -117,7 +117,7 @@ def open_image(
 
 @contextlib.contextmanager
 def _decoder(
-    source: bytes | str | os.PathLike[str], name: str
+  source: bytes | str | os.PathLike[str], name: str
 ) -> Iterator[Image.Image]:
   """Opens an image, and turns whatever its decoder raises into `BadImage`."""
   with io.BytesIO(source) if isinstance(source, bytes) else open(source, 'rb') as file:
@@ -131,9 +131,9 @@ def _decoder(
       raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
       raise BadImage(
-          'too_many_pixels',
-          f'{name}: {error} Expected at most {MAX_PIXELS:,} pixels. Scale the image'
-          ' down or leave it out.',
+        'too_many_pixels',
+        f'{name}: {error} Expected at most {MAX_PIXELS:,} pixels. Scale the image'
+        ' down or leave it out.',
       ) from error
     except Exception as error:  # Hostile bytes make decoders raise anything at all.
       # A failing disk is not a bad image; EINVAL is a seek to a nonsense offset.
@@ -153,43 +153,43 @@ def _diagnose(error: Exception, head: bytes, length: int, name: str) -> BadImage
   cut_short = is_webp and int.from_bytes(head[4:8], 'little') + 8 > length
   if cut_short or 'truncated' in str(error).lower():
     return BadImage(
-        'truncated',
-        f'{name}: the image data stop after {length:,} bytes ({error}), expected a'
-        ' complete file. Copy or download it again.',
+      'truncated',
+      f'{name}: the image data stop after {length:,} bytes ({error}), expected a'
+      ' complete file. Copy or download it again.',
     )
   begins_well = is_webp or head[4:12] == b'ftypavif' or head.startswith(_SIGNATURES)
   if isinstance(error, UnidentifiedImageError) and not begins_well:
     return BadImage(
-        'not_an_image',
-        f'{name}: {length:,} bytes that begin with {head[:8]!r}, expected an image'
-        f' ({", ".join(_FORMATS)}). Convert the file to one of these or leave it out.',
+      'not_an_image',
+      f'{name}: {length:,} bytes that begin with {head[:8]!r}, expected an image'
+      f' ({", ".join(_FORMATS)}). Convert the file to one of these or leave it out.',
     )
   return BadImage(
-      'unreadable',
-      f'{name}: the file begins like an image but cannot be decoded'
-      f' ({type(error).__name__}: {error}), expected intact data. Copy the file again'
-      ' or save it anew.',
+    'unreadable',
+    f'{name}: the file begins like an image but cannot be decoded'
+    f' ({type(error).__name__}: {error}), expected intact data. Copy the file again'
+    ' or save it anew.',
   )
 
 
 def _too_small(name: str, width: int, height: int) -> BadImage:
   return BadImage(
-      'too_small',
-      f'{name}: {width} x {height} pixels, expected at least {MIN_SIDE} a side.'
-      ' Leave the image out.',
+    'too_small',
+    f'{name}: {width} x {height} pixels, expected at least {MIN_SIDE} a side.'
+    ' Leave the image out.',
   )
 
 
 def _unsupported(name: str, what: str) -> BadImage:
   return BadImage(
-      'unsupported_mode',
-      f'{name}: {what}, expected 8-bit colour or gray, 16-bit gray, or floats from 0'
-      ' to 1. Save the image as 8-bit sRGB.',
+    'unsupported_mode',
+    f'{name}: {what}, expected 8-bit colour or gray, 16-bit gray, or floats from 0'
+    ' to 1. Save the image as 8-bit sRGB.',
   )
 
 
 def _from_deep_gray(
-    image: Image.Image, name: str
+  image: Image.Image, name: str
 ) -> tuple[np.ndarray, np.ndarray | None]:
   """Gray of more than 8 bits, scaled rather than clipped: uint8 (height, width)."""
   values = np.asarray(image)
@@ -212,11 +212,11 @@ def _picture(pixels: np.ndarray, alpha: np.ndarray | None) -> Picture:
 
 
 def resize_square(
-    picture: Picture,
-    size: int,
-    *,
-    crop: Literal['centre', 'random'] = 'centre',
-    rng: np.random.Generator | None = None,
+  picture: Picture,
+  size: int,
+  *,
+  crop: Literal['centre', 'random'] = 'centre',
+  rng: np.random.Generator | None = None,
 ) -> Picture:
   """Scales the short side to `size` pixels and crops the long one to it.
 
@@ -302,7 +302,8 @@ _SLOPE = (29 / 6) ** 2 / 3
 @functools.cache
 def _lab_tables() -> tuple[np.ndarray, ...]:
   """Constants of both conversions, in float32: the linear value of each of the
-  256 codes, and row-vector matrices between RGB, XYZ / white and Lab."""
+  256 codes, and row-vector matrices between RGB, XYZ / white and Lab.
+  """
   code = np.arange(256) / 255
   linear = np.where(code <= 0.04045, code / 12.92, ((code + 0.055) / 1.055) ** 2.4)
   to_xyz = (_XYZ_FROM_RGB / _WHITE_D65[:, None]).T
@@ -365,17 +366,17 @@ def encode_png(pixels: np.ndarray, *, text: dict[str, str] | None = None) -> byt
     ValueError: if the array or a keyword is none of the above.
   """
   if pixels.dtype != np.uint8 or not (
-      pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))
+    pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))
   ):
     raise ValueError(
-        f'pixels: {pixels.dtype} {pixels.shape}, expected uint8 (height, width),'
-        ' (height, width, 3) or (height, width, 4).'
+      f'pixels: {pixels.dtype} {pixels.shape}, expected uint8 (height, width),'
+      ' (height, width, 3) or (height, width, 4).'
     )
   chunks = PngImagePlugin.PngInfo()
   for key, value in (text or {}).items():
     if not 1 <= len(key) <= 79 or not key.isprintable() or max(key) > '\xff':
       raise ValueError(
-          f'text: keyword {key!r}, expected 1 to 79 printable Latin-1 characters.'
+        f'text: keyword {key!r}, expected 1 to 79 printable Latin-1 characters.'
       )
     chunks.add_text(key, value)  # As tEXt, or as iTXt if it is not Latin-1.
   file = io.BytesIO()

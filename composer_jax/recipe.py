@@ -64,8 +64,8 @@ class Recipe:
       return cls(conditions=conditions, **plain)
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
       raise ValueError(
-          f'{name} holds a damaged recipe ({error}); expected a PNG that'
-          ' `composer-jax compose` wrote and no program changed.'
+        f'{name} holds a damaged recipe ({error}); expected a PNG that'
+        ' `composer-jax compose` wrote and no program changed.'
       ) from error
 
 
@@ -84,15 +84,15 @@ def make(composer: Composer, recipe: Recipe) -> np.ndarray:
   here = digest_of(composer)
   if recipe.model != here:
     raise ValueError(
-        f'The recipe is for model {recipe.model}, this one is {here}; the image'
-        ' would be another. Give the folder of that model.'
+      f'The recipe is for model {recipe.model}, this one is {here}; the image'
+      ' would be another. Give the folder of that model.'
     )
   return composer.compose(
-      {name: array[None] for name, array in recipe.conditions.items()},
-      seeds=np.array([recipe.seed]),
-      steps=recipe.steps,
-      guidance=recipe.guidance,
-      eta=recipe.eta,
+    {name: array[None] for name, array in recipe.conditions.items()},
+    seeds=np.array([recipe.seed]),
+    steps=recipe.steps,
+    guidance=recipe.guidance,
+    eta=recipe.eta,
   )[0]
 
 
@@ -110,6 +110,6 @@ def from_png(path: str | os.PathLike[str]) -> Recipe:
   text = png_text(path)
   if FIELD not in text:
     raise ValueError(
-        f'{path} holds no recipe; expected a PNG that `composer-jax compose` wrote.'
+      f'{path} holds no recipe; expected a PNG that `composer-jax compose` wrote.'
     )
   return Recipe.from_json(text[FIELD], str(path))

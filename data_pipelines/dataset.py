@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 import json
 import os
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -31,17 +31,17 @@ class PreparedDataset:
   """
 
   def __init__(
-      self,
-      directory: str | os.PathLike[str],
-      split: str = 'train',
-      conditions: Iterable[str] | None = None,
+    self,
+    directory: str | os.PathLike[str],
+    split: str = 'train',
+    conditions: Iterable[str] | None = None,
   ):
     """See `load_dataset`."""
     self.directory, self.split = pathlib.Path(directory), split
     self.info = _read_json(self.directory / INFO)
     if split not in self.info['splits']:
       raise ValueError(
-          f'{directory} has no split {split!r}, only {", ".join(self.info["splits"])}.'
+        f'{directory} has no split {split!r}, only {", ".join(self.info["splits"])}.'
       )
     self._lengths = self.info['splits'][split]['shard_lengths']
     added = _added(self.directory)
@@ -49,22 +49,22 @@ class PreparedDataset:
     wanted = set(present if conditions is None else conditions)
     if missing := sorted(wanted - present.keys()):
       raise ValueError(
-          f'{directory} has no {missing[0]!r}, only {", ".join(present)}. A condition'
-          ' that an encoder makes must be added to the folder first.'
+        f'{directory} has no {missing[0]!r}, only {", ".join(present)}. A condition'
+        ' that an encoder makes must be added to the folder first.'
       )
     self.conditions = tuple(name for name in present if name in wanted)
     arrays = {
-        name: (tuple(spec['shape']), spec['dtype'])
-        for name, spec in self.info['conditions'].items()
+      name: (tuple(spec['shape']), spec['dtype'])
+      for name, spec in self.info['conditions'].items()
     }
     size = self.info['size']
     self._type = RecordType({'image': ((size, size, 3), 'uint8')} | arrays)
     self._unwanted = tuple(name for name in arrays if name not in wanted)
     self._source = self._open(self.directory)
     self._sidecars = {
-        name: self._open_added(name, about)
-        for name, about in added.items()
-        if name in wanted
+      name: self._open_added(name, about)
+      for name, about in added.items()
+      if name in wanted
     }
 
   def _open(self, directory: pathlib.Path) -> ArrayRecordDataSource:
@@ -73,22 +73,24 @@ class PreparedDataset:
     for name in names:
       if not (directory / name).is_file():
         raise FileNotFoundError(
-            f'{directory / name} is missing; run the command that made it again.'
+          f'{directory / name} is missing; run the command that made it again.'
         )
     # Lengths are known, so spare the opening of every file to count.
-    return ArrayRecordDataSource([
+    return ArrayRecordDataSource(
+      [
         f'{directory / name}[0:{length}]'
         for name, length in zip(names, self._lengths, strict=True)
-    ])
+      ]
+    )
 
   def _open_added(
-      self, name: str, about: Record
+    self, name: str, about: Record
   ) -> tuple[RecordType, ArrayRecordDataSource]:
     home = self.directory / ADDED / name
     if about['base'] != self.info['digest']:
       raise ValueError(
-          f'{home} was made for other records than {self.directory} holds now; add'
-          f' {name} again.'
+        f'{home} was made for other records than {self.directory} holds now; add'
+        f' {name} again.'
       )
     shape, dtype = tuple(about['shape']), about['dtype']
     return RecordType({name: (shape, dtype)}, texts=('key',)), self._open(home)
@@ -117,17 +119,17 @@ class PreparedDataset:
       sidecar = record_type.decode(source[index])
       if sidecar['key'] != record['key']:
         raise ValueError(
-            f'{self.directory / ADDED / name}: record {index} is of'
-            f' {sidecar["key"]!r}, expected {record["key"]!r}; add {name} again.'
+          f'{self.directory / ADDED / name}: record {index} is of'
+          f' {sidecar["key"]!r}, expected {record["key"]!r}; add {name} again.'
         )
       record[name] = sidecar[name]
     return record
 
 
 def load_dataset(
-    directory: str | os.PathLike[str],
-    split: str = 'train',
-    conditions: Iterable[str] | None = None,
+  directory: str | os.PathLike[str],
+  split: str = 'train',
+  conditions: Iterable[str] | None = None,
 ) -> PreparedDataset:
   """Opens a prepared folder.
 
@@ -155,6 +157,6 @@ def _read_json(path: pathlib.Path) -> Record:
     return json.loads(path.read_text('utf-8'))
   except FileNotFoundError:
     raise FileNotFoundError(
-        f'{path} is missing, so the folder is not completely prepared; run'
-        ' `composer-jax prepare` (again).'
+      f'{path} is missing, so the folder is not completely prepared; run'
+      ' `composer-jax prepare` (again).'
     ) from None

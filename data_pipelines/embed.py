@@ -7,12 +7,12 @@ encoder can so replace what one has made.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
 import hashlib
 import json
 import os
 import pathlib
 import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,23 +23,23 @@ from composer_jax.conditions import Condition, Encoder
 from data_pipelines.dataset import ADDED, PreparedDataset
 from data_pipelines.records import RecordType, shard_name
 from data_pipelines.shard import (
-    RECEIPTS,
-    receipt_of,
-    remove_unfinished,
-    replace_file,
-    write_file,
+  RECEIPTS,
+  receipt_of,
+  remove_unfinished,
+  replace_file,
+  write_file,
 )
 
 
 def prepare_onto(
-    directory: str | os.PathLike[str],
-    conditions: Iterable[str],
-    encoder: Encoder,
-    *,
-    provenance: Mapping[str, Any],
-    batch_size: int = 64,
-    overwrite: bool = False,
-    progress: bool = True,
+  directory: str | os.PathLike[str],
+  conditions: Iterable[str],
+  encoder: Encoder,
+  *,
+  provenance: Mapping[str, Any],
+  batch_size: int = 64,
+  overwrite: bool = False,
+  progress: bool = True,
 ) -> dict[str, dict[str, Any]]:
   """Adds embedded conditions, or goes on where a broken run left off.
 
@@ -67,34 +67,34 @@ def prepare_onto(
   for condition in chosen:
     if not condition.embedded:
       raise ValueError(
-          f'{condition.name} is measured in images, not made by an encoder.'
+        f'{condition.name} is measured in images, not made by an encoder.'
       )
   info = PreparedDataset(directory, conditions=()).info
   total = info['kept'] * len(chosen)
   with tqdm.tqdm(total=total, unit='image', desc='add', disable=not progress) as bar:
     return {
-        condition.name: _add(
-            directory, info, condition, encoder, provenance, batch_size, overwrite, bar
-        )
-        for condition in chosen
+      condition.name: _add(
+        directory, info, condition, encoder, provenance, batch_size, overwrite, bar
+      )
+      for condition in chosen
     }
 
 
 def _add(
-    directory: pathlib.Path,
-    info: Mapping[str, Any],
-    condition: Condition,
-    encoder: Encoder,
-    provenance: Mapping[str, Any],
-    batch_size: int,
-    overwrite: bool,
-    bar: tqdm.tqdm,
+  directory: pathlib.Path,
+  info: Mapping[str, Any],
+  condition: Condition,
+  encoder: Encoder,
+  provenance: Mapping[str, Any],
+  batch_size: int,
+  overwrite: bool,
+  bar: tqdm.tqdm,
 ) -> dict[str, Any]:
   home = directory / ADDED / condition.name
   plan = {
-      'condition': condition.name,
-      'base': info['digest'],
-      'encoder': json.loads(json.dumps(provenance)),  # Tuples to lists, as stored.
+    'condition': condition.name,
+    'base': info['digest'],
+    'encoder': json.loads(json.dumps(provenance)),  # Tuples to lists, as stored.
   }
   _agree_on_plan(home, plan, overwrite)
   receipts = []
@@ -118,9 +118,9 @@ def _add(
   seen = next(receipt for receipt in receipts if receipt['kept'])
   digests = ''.join(f'{receipt["digest"]}\n' for receipt in receipts)
   added = plan | {
-      'shape': seen['shape'],
-      'dtype': seen['dtype'],
-      'digest': hashlib.sha256(digests.encode()).hexdigest(),
+    'shape': seen['shape'],
+    'dtype': seen['dtype'],
+    'digest': hashlib.sha256(digests.encode()).hexdigest(),
   }
   remove_unfinished(home)
   replace_file(home / 'added.json', json.dumps(added, indent=1) + '\n')
@@ -136,9 +136,9 @@ def _agree_on_plan(home: pathlib.Path, plan: dict[str, Any], overwrite: bool) ->
       return
     if not overwrite:
       raise ValueError(
-          f'{home} was made by {there["encoder"]} for data {there["base"][:8]}, not'
-          f' by {plan["encoder"]} for data {plan["base"][:8]}. Pass overwrite to'
-          ' replace it.'
+        f'{home} was made by {there["encoder"]} for data {there["base"][:8]}, not'
+        f' by {plan["encoder"]} for data {plan["base"][:8]}. Pass overwrite to'
+        ' replace it.'
       )
   if home.exists():
     shutil.rmtree(home)
@@ -147,12 +147,12 @@ def _agree_on_plan(home: pathlib.Path, plan: dict[str, Any], overwrite: bool) ->
 
 
 def _records(
-    dataset: PreparedDataset,
-    indices: range,
-    condition: Condition,
-    encoder: Encoder,
-    batch_size: int,
-    type_of_records: dict[str, Any],
+  dataset: PreparedDataset,
+  indices: range,
+  condition: Condition,
+  encoder: Encoder,
+  batch_size: int,
+  type_of_records: dict[str, Any],
 ) -> Iterator[bytes]:
   """The encoded sidecar records of one shard, in the order of its images."""
   for start in range(indices.start, indices.stop, batch_size):
@@ -165,7 +165,7 @@ def _records(
     values = values[: len(records)]
     if not np.isfinite(values).all():
       raise ValueError(
-          f'{condition.name}: the encoder gave values that are not finite.'
+        f'{condition.name}: the encoder gave values that are not finite.'
       )
     shape, dtype = values.shape[1:], values.dtype.name
     type_of_records.update(shape=list(shape), dtype=dtype)

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from absl import flags
 import grain
 import numpy as np
+from absl import flags
 
 from composer_jax import conditions as conditions_lib
 from composer_jax.conditions import Condition
@@ -23,17 +23,17 @@ __all__ = ['Batches', 'PreparedDataset', 'batches', 'load_dataset']
 
 
 def batches(
-    dataset: PreparedDataset,
-    *,
-    batch_size: int,
-    seed: int,
-    conditions: Iterable[str] | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
-    flip: bool = True,
-    workers: int = 0,
-    epochs: int | None = None,
-    with_text: bool = False,
+  dataset: PreparedDataset,
+  *,
+  batch_size: int,
+  seed: int,
+  conditions: Iterable[str] | None = None,
+  process_index: int = 0,
+  process_count: int = 1,
+  flip: bool = True,
+  workers: int = 0,
+  epochs: int | None = None,
+  with_text: bool = False,
 ) -> Batches:
   """Shuffled, augmented batches.
 
@@ -67,45 +67,45 @@ def batches(
   """
   if batch_size < 1 or process_count < 1 or batch_size % process_count:
     raise ValueError(
-        f'batch_size {batch_size} cannot be shared by {process_count} processes.'
+      f'batch_size {batch_size} cannot be shared by {process_count} processes.'
     )
   if not 0 <= process_index < process_count:
     raise ValueError(f'process_index {process_index}, expected under {process_count}.')
   total = len(dataset) * (1 if epochs is None else epochs)
   if total < batch_size:
     raise ValueError(
-        f'{dataset.directory}, {dataset.split}: {len(dataset)} images'
-        f' (epochs: {epochs}) do not fill one batch of {batch_size}. Use a smaller'
-        ' batch or more images.'
+      f'{dataset.directory}, {dataset.split}: {len(dataset)} images'
+      f' (epochs: {epochs}) do not fill one batch of {batch_size}. Use a smaller'
+      ' batch or more images.'
     )
   if conditions is None:
     drawn = (c.name for c in conditions_lib.ALL if not c.stored)
     conditions = (*dataset.conditions, *drawn)
   chosen = conditions_lib.by_name(conditions)
   dataset = PreparedDataset(
-      dataset.directory, dataset.split, [c.name for c in chosen if c.stored]
+    dataset.directory, dataset.split, [c.name for c in chosen if c.stored]
   )
   _check_specs(dataset, chosen)
   samples = (
-      grain.MapDataset.source(dataset)
-      .shuffle(seed=seed)
-      .repeat(epochs)
-      # Before the slice, so that what is drawn for a sample depends on its place in
-      # the order of all processes.
-      .random_map(_Augment(chosen, flip), seed=seed)
+    grain.MapDataset.source(dataset)
+    .shuffle(seed=seed)
+    .repeat(epochs)
+    # Before the slice, so that what is drawn for a sample depends on its place in
+    # the order of all processes.
+    .random_map(_Augment(chosen, flip), seed=seed)
   )
   if epochs is not None:  # Every process must see the same number of batches.
     samples = samples[: total // batch_size * batch_size]
   pipeline = samples[process_index::process_count].batch(
-      batch_size // process_count,
-      drop_remainder=True,
-      batch_fn=_Stack(('image', *(c.name for c in chosen)), with_text),
+    batch_size // process_count,
+    drop_remainder=True,
+    batch_fn=_Stack(('image', *(c.name for c in chosen)), with_text),
   )
   identity = {
-      'data': dataset.info['digest'],
-      'split': dataset.split,
-      'seed': seed,
-      'batch_size': batch_size,
+    'data': dataset.info['digest'],
+    'split': dataset.split,
+    'seed': seed,
+    'batch_size': batch_size,
   }
   return Batches(pipeline, identity, workers)
 
@@ -138,9 +138,9 @@ class Batches(Iterator[dict[str, Any]]):
       if not flags.FLAGS.is_parsed():  # Grain reads flags of its own there.
         flags.FLAGS.mark_as_parsed()
       rest = rest.mp_prefetch(
-          grain.MultiprocessingOptions(
-              num_workers=self._workers, per_worker_buffer_size=2
-          )
+        grain.MultiprocessingOptions(
+          num_workers=self._workers, per_worker_buffer_size=2
+        )
       )
     return iter(rest)
 
@@ -157,8 +157,8 @@ class Batches(Iterator[dict[str, Any]]):
     for name, value in self._identity.items():
       if state.get(name) != value:
         raise ValueError(
-            f'The saved position is for {name} {state.get(name)!r}, but this input'
-            f' has {value!r}. Resume with the same, or start anew.'
+          f'The saved position is for {name} {state.get(name)!r}, but this input'
+          f' has {value!r}. Resume with the same, or start anew.'
         )
     self.close()
     self._next = state['next_batch']
@@ -211,7 +211,7 @@ def _check_specs(dataset: PreparedDataset, conditions: Sequence[Condition]) -> N
     here = condition.spec(size)
     if (tuple(there['shape']), there['dtype']) != (here.shape, here.dtype):
       raise ValueError(
-          f'{dataset.directory}: {condition.name} is stored as {there["dtype"]}'
-          f' {there["shape"]}, this version expects {here.dtype} {list(here.shape)}.'
-          ' Prepare the data again.'
+        f'{dataset.directory}: {condition.name} is stored as {there["dtype"]}'
+        f' {there["shape"]}, this version expects {here.dtype} {list(here.shape)}.'
+        ' Prepare the data again.'
       )

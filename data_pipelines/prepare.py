@@ -16,17 +16,17 @@ order; so nothing has to be read again to compute it.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
 import contextlib
 import functools
 import hashlib
-from importlib import metadata
 import json
 import math
 import os
 import pathlib
 import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib import metadata
 from typing import Any
 
 import tqdm
@@ -37,14 +37,14 @@ from data_pipelines.dataset import INFO
 from data_pipelines.engines import local
 from data_pipelines.records import write_tfds_metadata
 from data_pipelines.shard import (
-    RECEIPTS,
-    Recipe,
-    Shard,
-    number_for,
-    receipt_of,
-    remove_unfinished,
-    replace_file,
-    write_shard,
+  RECEIPTS,
+  Recipe,
+  Shard,
+  number_for,
+  receipt_of,
+  remove_unfinished,
+  replace_file,
+  write_shard,
 )
 
 REJECTED = 'rejected.jsonl'
@@ -59,18 +59,18 @@ _PACKAGES = ('array_record', 'numpy', 'pillow', 'resvg_py', 'scikit-image', 'sci
 
 
 def prepare(
-    source_spec: str,
-    out: str | os.PathLike[str],
-    *,
-    size: int = 64,
-    shards: int | None = None,
-    conditions: Iterable[str] | None = None,
-    workers: int = 0,
-    crop: str = 'centre',
-    seed: int = 0,
-    test_fraction: float = 1 / 16,
-    engine: Engine = local.run,
-    progress: bool = True,
+  source_spec: str,
+  out: str | os.PathLike[str],
+  *,
+  size: int = 64,
+  shards: int | None = None,
+  conditions: Iterable[str] | None = None,
+  workers: int = 0,
+  crop: str = 'centre',
+  seed: int = 0,
+  test_fraction: float = 1 / 16,
+  engine: Engine = local.run,
+  progress: bool = True,
 ) -> dict[str, Any]:
   """Prepares a source, or goes on where a broken run left off.
 
@@ -103,8 +103,8 @@ def prepare(
   names = _names_to_store(conditions)
   if size < 2 or not 0 <= test_fraction < 1 or crop not in ('centre', 'random'):
     raise ValueError(
-        f'size {size}, test_fraction {test_fraction}, crop {crop!r}; expected at'
-        " least 2 pixels, a fraction from 0 to under 1, and 'centre' or 'random'."
+      f'size {size}, test_fraction {test_fraction}, crop {crop!r}; expected at'
+      " least 2 pixels, a fraction from 0 to under 1, and 'centre' or 'random'."
     )
   source = sources.open_source(source_spec)
   keys = list(source.keys())
@@ -112,19 +112,19 @@ def prepare(
   recipe = Recipe(source_spec, os.fspath(out), size, crop, seed, names)
   tasks = _plan_shards(splits, shards)
   plan = {
-      'source': source_spec,
-      'licence': source.licence,
-      'credit': source.credit,
-      'keys': {'count': len(keys), 'digest': _digest(keys)},
-      'size': size,
-      'crop': crop,
-      'seed': seed,
-      'test_fraction': test_fraction,
-      'shards': dict(Counter(task.split for task in tasks)),
-      'conditions': {
-          c.name: _plain(c.spec(size).to_json()) for c in conditions_lib.by_name(names)
-      },
-      'versions': _versions(),
+    'source': source_spec,
+    'licence': source.licence,
+    'credit': source.credit,
+    'keys': {'count': len(keys), 'digest': _digest(keys)},
+    'size': size,
+    'crop': crop,
+    'seed': seed,
+    'test_fraction': test_fraction,
+    'shards': dict(Counter(task.split for task in tasks)),
+    'conditions': {
+      c.name: _plain(c.spec(size).to_json()) for c in conditions_lib.by_name(names)
+    },
+    'versions': _versions(),
   }
   _agree_on_plan(out, plan)
   if (out / INFO).exists() and all(receipt_of(out, task.name) for task in tasks):
@@ -134,7 +134,7 @@ def prepare(
 
 
 def split_keys(
-    keys: list[str], seed: int, test_fraction: float
+  keys: list[str], seed: int, test_fraction: float
 ) -> dict[str, list[int]]:
   """Which images are held out: a matter of seed and key, not of place.
 
@@ -158,8 +158,8 @@ def split_keys(
   elif len(keys) == 1:
     held_out = 0
   splits = {
-      'train': sorted(by_number[held_out:]),
-      'test': sorted(by_number[:held_out]),
+    'train': sorted(by_number[held_out:]),
+    'test': sorted(by_number[:held_out]),
   }
   return {split: indices for split, indices in splits.items() if indices}
 
@@ -172,7 +172,7 @@ def _names_to_store(conditions: Iterable[str] | None) -> tuple[str, ...]:
     if condition.embedded or not condition.stored:
       when = 'made by a trained encoder' if condition.embedded else 'drawn when read'
       raise ValueError(
-          f'{condition.name} is {when}, so it cannot be stored by preparing images.'
+        f'{condition.name} is {when}, so it cannot be stored by preparing images.'
       )
   return tuple(c.name for c in chosen)
 
@@ -188,8 +188,8 @@ def _plan_shards(splits: dict[str, list[int]], shards: int | None) -> list[Shard
     count = min(max(round(shards * len(indices) / total), 1), len(indices))
     edges = [i * len(indices) // count for i in range(count + 1)]
     tasks += [
-        Shard(split, i, count, tuple(indices[edges[i] : edges[i + 1]]))
-        for i in range(count)
+      Shard(split, i, count, tuple(indices[edges[i] : edges[i + 1]]))
+      for i in range(count)
     ]
   return tasks
 
@@ -206,8 +206,9 @@ def _agree_on_plan(out: pathlib.Path, plan: dict[str, Any]) -> None:
     there = there | {'versions': plan['versions']}
   if lines := differences(there, plan):
     raise ValueError(
-        f'{out} was prepared with other arguments:\n  ' + '\n  '.join(lines)
-        + '\nUse those, or another folder.'
+      f'{out} was prepared with other arguments:\n  '
+      + '\n  '.join(lines)
+      + '\nUse those, or another folder.'
     )
 
 
@@ -223,7 +224,7 @@ def differences(there: Any, asked: Any, path: str = '') -> list[str]:
 
 
 def _run_missing(
-    recipe: Recipe, tasks: list[Shard], workers: int, engine: Engine, progress: bool
+  recipe: Recipe, tasks: list[Shard], workers: int, engine: Engine, progress: bool
 ) -> dict[str, dict[str, Any]]:
   """Receipts by file name, after running the shards that have none yet."""
   out = pathlib.Path(recipe.directory)
@@ -232,7 +233,7 @@ def _run_missing(
   total = sum(len(task.indices) for task in tasks)
   done = total - sum(len(task.indices) for task in missing)
   bar = tqdm.tqdm(
-      total=total, initial=done, unit='image', desc='prepare', disable=not progress
+    total=total, initial=done, unit='image', desc='prepare', disable=not progress
   )
   work = functools.partial(write_shard, recipe)
   # Closing the engine stops its workers, also when this loop is broken off.
@@ -244,11 +245,11 @@ def _run_missing(
 
 
 def _finish(
-    out: pathlib.Path,
-    recipe: Recipe,
-    plan: dict[str, Any],
-    tasks: list[Shard],
-    receipts: dict[str, dict[str, Any]],
+  out: pathlib.Path,
+  recipe: Recipe,
+  plan: dict[str, Any],
+  tasks: list[Shard],
+  receipts: dict[str, dict[str, Any]],
 ) -> dict[str, Any]:
   """Writes everything about the whole, `dataset.json` last."""
   ordered = [receipts[task.name] for task in tasks]
@@ -260,38 +261,38 @@ def _finish(
   kept = sum(receipt['kept'] for receipt in ordered)
   if not kept:
     raise ValueError(
-        f'None of the {len(rejected)} images could be used'
-        f' ({", ".join(f"{n} x {reason}" for reason, n in by_reason.items())});'
-        f' see {out / REJECTED}. First: {rejected[0]["message"]} Mend the source,'
-        f' remove {out} and prepare it again.'
+      f'None of the {len(rejected)} images could be used'
+      f' ({", ".join(f"{n} x {reason}" for reason, n in by_reason.items())});'
+      f' see {out / REJECTED}. First: {rejected[0]["message"]} Mend the source,'
+      f' remove {out} and prepare it again.'
     )
   splits = {}
   for split in plan['shards']:
     own = [receipts[task.name] for task in tasks if task.split == split]
     splits[split] = {
-        'kept': sum(receipt['kept'] for receipt in own),
-        'record_bytes': sum(receipt['record_bytes'] for receipt in own),
-        'shard_lengths': [receipt['kept'] for receipt in own],
+      'kept': sum(receipt['kept'] for receipt in own),
+      'record_bytes': sum(receipt['record_bytes'] for receipt in own),
+      'shard_lengths': [receipt['kept'] for receipt in own],
     }
   info = plan | {
-      'kept': kept,
-      'rejected': len(rejected),
-      'counts': {'kept': kept, 'rejected': len(rejected), 'by_reason': by_reason},
-      'texts': sum(receipt['texts'] for receipt in ordered),
-      'splits': splits,
-      'digest': _digest(receipt['digest'] for receipt in ordered),
+    'kept': kept,
+    'rejected': len(rejected),
+    'counts': {'kept': kept, 'rejected': len(rejected), 'by_reason': by_reason},
+    'texts': sum(receipt['texts'] for receipt in ordered),
+    'splits': splits,
+    'digest': _digest(receipt['digest'] for receipt in ordered),
   }
   existing = out / INFO
   if existing.exists():  # Keep the versions that it was made with.
     info['versions'] = json.loads(existing.read_text('utf-8'))['versions']
   with tempfile.TemporaryDirectory(suffix='.part', dir=out / RECEIPTS) as folder:
     write_tfds_metadata(
-        pathlib.Path(folder),
-        recipe.record_type(),
-        {s: (v['shard_lengths'], v['record_bytes']) for s, v in splits.items()},
-        description=f'Images and conditions prepared from {plan["source"]}.',
-        licence=plan['licence'],
-        citation=plan['credit'],
+      pathlib.Path(folder),
+      recipe.record_type(),
+      {s: (v['shard_lengths'], v['record_bytes']) for s, v in splits.items()},
+      description=f'Images and conditions prepared from {plan["source"]}.',
+      licence=plan['licence'],
+      citation=plan['credit'],
     )
     for path in pathlib.Path(folder).iterdir():
       os.replace(path, out / path.name)

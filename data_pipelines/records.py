@@ -14,9 +14,9 @@ microseconds where the generic TFDS path takes 58.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 import dataclasses
 import pathlib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -76,20 +76,20 @@ class RecordType:
     """
     if record.keys() != self.arrays.keys() | set(self.texts):
       raise ValueError(
-          f'Record has the fields {sorted(record)}, expected'
-          f' {sorted([*self.arrays, *self.texts])}.'
+        f'Record has the fields {sorted(record)}, expected'
+        f' {sorted([*self.arrays, *self.texts])}.'
       )
     values = {name: record[name].encode() for name in self.texts}
     for name, (shape, dtype) in self.arrays.items():
       array = record[name]
       if array.shape != shape or array.dtype != dtype:
         raise ValueError(
-            f'{name}: {array.dtype} {array.shape}, expected {dtype} {shape}.'
+          f'{name}: {array.dtype} {array.shape}, expected {dtype} {shape}.'
         )
       values[name] = array.tobytes()
     feature = {
-        name: tf_feature_pb2.Feature(bytes_list=tf_feature_pb2.BytesList(value=[value]))
-        for name, value in values.items()
+      name: tf_feature_pb2.Feature(bytes_list=tf_feature_pb2.BytesList(value=[value]))
+      for name, value in values.items()
     }
     example = tf_example_pb2.Example(features=tf_feature_pb2.Features(feature=feature))
     # A protobuf map has no order of its own; sort it, so that files compare equal.
@@ -109,9 +109,9 @@ class RecordType:
         record[name] = np.frombuffer(value, dtype).reshape(shape)
     except Exception as error:  # protobuf's own, IndexError, UnicodeDecodeError...
       raise ValueError(
-          f'{len(data)} bytes are not a record with {sorted(self.arrays)}:'
-          f' {type(error).__name__}: {error}. The file is damaged or was prepared'
-          ' otherwise; prepare it again.'
+        f'{len(data)} bytes are not a record with {sorted(self.arrays)}:'
+        f' {type(error).__name__}: {error}. The file is damaged or was prepared'
+        ' otherwise; prepare it again.'
       ) from error
     return record
 
@@ -121,10 +121,10 @@ class RecordType:
 
     texts = {name: tfds.features.Text() for name in self.texts}
     arrays = {
-        name: tfds.features.Tensor(
-            shape=shape, dtype=np.dtype(dtype).type, encoding='bytes'
-        )
-        for name, (shape, dtype) in self.arrays.items()
+      name: tfds.features.Tensor(
+        shape=shape, dtype=np.dtype(dtype).type, encoding='bytes'
+      )
+      for name, (shape, dtype) in self.arrays.items()
     }
     return tfds.features.FeaturesDict(texts | arrays)
 
@@ -135,13 +135,13 @@ def shard_name(split: str, index: int, count: int) -> str:
 
 
 def write_tfds_metadata(
-    directory: pathlib.Path,
-    record_type: RecordType,
-    splits: Mapping[str, tuple[list[int], int]],
-    *,
-    description: str,
-    licence: str,
-    citation: str,
+  directory: pathlib.Path,
+  record_type: RecordType,
+  splits: Mapping[str, tuple[list[int], int]],
+  *,
+  description: str,
+  licence: str,
+  citation: str,
 ) -> None:
   """Writes `dataset_info.json` and `features.json`.
 
@@ -159,32 +159,34 @@ def write_tfds_metadata(
   import tensorflow_datasets as tfds
 
   template = tfds.core.ShardedFileTemplate(
-      data_dir=directory, dataset_name=DATASET_NAME, filetype_suffix='array_record'
+    data_dir=directory, dataset_name=DATASET_NAME, filetype_suffix='array_record'
   )
   identity = tfds.core.dataset_info.DatasetIdentity(
-      name=DATASET_NAME,
-      version=tfds.core.Version('1.0.0'),
-      data_dir=str(directory),
-      module_name='',
+    name=DATASET_NAME,
+    version=tfds.core.Version('1.0.0'),
+    data_dir=str(directory),
+    module_name='',
   )
   info = tfds.core.DatasetInfo(
-      builder=identity,
-      features=record_type.features(),
-      description=description,
-      license=licence,
-      citation=citation,
+    builder=identity,
+    features=record_type.features(),
+    description=description,
+    license=licence,
+    citation=citation,
   )
   info.set_file_format('array_record')
   info.set_splits(
-      tfds.core.splits.SplitDict([
-          tfds.core.SplitInfo(
-              name=split,
-              shard_lengths=lengths,
-              num_bytes=num_bytes,
-              filename_template=template.replace(split=split),
-          )
-          for split, (lengths, num_bytes) in splits.items()
-          if sum(lengths)
-      ])
+    tfds.core.splits.SplitDict(
+      [
+        tfds.core.SplitInfo(
+          name=split,
+          shard_lengths=lengths,
+          num_bytes=num_bytes,
+          filename_template=template.replace(split=split),
+        )
+        for split, (lengths, num_bytes) in splits.items()
+        if sum(lengths)
+      ]
+    )
   )
   info.write_to_directory(directory)

@@ -6,7 +6,6 @@ its arguments alone, and a file has its final name only when it is complete.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 import colorsys
 import dataclasses
 import functools
@@ -16,10 +15,11 @@ import os
 import pathlib
 import secrets
 import shutil
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from array_record.python import array_record_module
 import numpy as np
+from array_record.python import array_record_module
 
 from composer_jax import conditions as conditions_lib
 from composer_jax.images import Picture, composite, resize_square
@@ -116,7 +116,7 @@ def receipt_of(directory: pathlib.Path, name: str) -> dict[str, Any] | None:
 
 
 def write_file(
-    directory: pathlib.Path, name: str, records: Iterable[bytes], about: dict[str, Any]
+  directory: pathlib.Path, name: str, records: Iterable[bytes], about: dict[str, Any]
 ) -> dict[str, Any]:
   """Writes records to an ArrayRecord file, then its receipt, then names the file.
 
@@ -149,10 +149,10 @@ def write_file(
     finally:
       _close(writer, part)
     receipt = about | {
-        'kept': kept,
-        'bytes': part.stat().st_size,
-        'record_bytes': record_bytes,
-        'digest': digest.hexdigest(),
+      'kept': kept,
+      'bytes': part.stat().st_size,
+      'record_bytes': record_bytes,
+      'digest': digest.hexdigest(),
     }
     # Receipt first: a file under its final name then always has its receipt.
     replace_file(receipts / f'{name}.json', json.dumps(receipt, indent=1) + '\n')
@@ -182,12 +182,12 @@ def background(rng: np.random.Generator) -> np.ndarray:
 
 
 def prepare_one(
-    recipe: Recipe, key: str, picture: Picture, caption: str
+  recipe: Recipe, key: str, picture: Picture, caption: str
 ) -> dict[str, Any]:
   """One image and its stored conditions, as a record of `recipe.record_type()`."""
   seed = recipe.seed
   picture = resize_square(
-      picture, recipe.size, crop=recipe.crop, rng=rng_for(seed, key, 'crop')
+    picture, recipe.size, crop=recipe.crop, rng=rng_for(seed, key, 'crop')
   )
   if picture.alpha is not None:
     picture = composite(picture, background(rng_for(seed, key, 'background')))
@@ -252,7 +252,7 @@ def _stops_the_run(error: Exception) -> bool:
   of_one_file = (FileNotFoundError, PermissionError, IsADirectoryError)
   # Decoders raise OSError without a number; a failing disk gives one.
   return (
-      isinstance(error, OSError)
-      and error.errno is not None
-      and not isinstance(error, of_one_file)
+    isinstance(error, OSError)
+    and error.errno is not None
+    and not isinstance(error, of_one_file)
   )

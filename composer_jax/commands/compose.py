@@ -32,12 +32,12 @@ def parse_palette(text: str) -> np.ndarray:
   colours, weights = [], []
   for part in text.split(','):
     match = re.fullmatch(
-        r'\s*#?([0-9a-fA-F]{6}|[0-9a-fA-F]{3})(?::(\d+(?:\.\d+)?))?\s*', part
+      r'\s*#?([0-9a-fA-F]{6}|[0-9a-fA-F]{3})(?::(\d+(?:\.\d+)?))?\s*', part
     )
     if not match or (match[2] and float(match[2]) <= 0):
       raise ValueError(
-          f'--palette has {part!r}; expected colours like #aa3322, or #aa3322:2 with'
-          ' a weight above 0, separated by commas.'
+        f'--palette has {part!r}; expected colours like #aa3322, or #aa3322:2 with'
+        ' a weight above 0, separated by commas.'
       )
     digits = match[1] if len(match[1]) == 6 else ''.join(c * 2 for c in match[1])
     colours.append([int(digits[i : i + 2], 16) for i in (0, 2, 4)])
@@ -47,10 +47,10 @@ def parse_palette(text: str) -> np.ndarray:
 
 def main(argv: list[str]) -> int:
   parser = argparse.ArgumentParser(
-      prog='composer-jax compose',
-      description='Makes an image from any conditions of any images.',
-      epilog=EPILOG,
-      formatter_class=argparse.RawDescriptionHelpFormatter,
+    prog='composer-jax compose',
+    description='Makes an image from any conditions of any images.',
+    epilog=EPILOG,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument('--model', type=pathlib.Path, required=True, metavar='DIR')
   parser.add_argument('--from', dest='sources', action='append', metavar='IMAGE')
@@ -73,9 +73,7 @@ def main(argv: list[str]) -> int:
     parser.error(f'--seed is {flags.seed}; expected 0 to 4294967295')
   if flags.guidance is not None and not np.isfinite(flags.guidance):
     parser.error(f'--guidance is {flags.guidance}; expected a finite number')
-  wanted = [
-      conditions.by_name(name.strip() for name in use.split(',')) for use in uses
-  ]
+  wanted = [conditions.by_name(name.strip() for name in use.split(',')) for use in uses]
 
   from composer_jax import recipe as recipes
   from composer_jax.composer import Composer
@@ -90,7 +88,7 @@ def main(argv: list[str]) -> int:
       for condition in chosen:
         if condition.name not in found:
           raise ValueError(
-              f'--use {condition.name}: {flags.model} has no encoder/ to make it with.'
+            f'--use {condition.name}: {flags.model} has no encoder/ to make it with.'
           )
         stored[condition.name] = found[condition.name]
     if flags.palette:
@@ -98,12 +96,12 @@ def main(argv: list[str]) -> int:
     if flags.caption:
       stored |= composer.embed_caption(flags.caption)
     recipe = recipes.Recipe(
-        model=recipes.digest_of(composer),
-        seed=flags.seed,
-        steps=flags.steps,
-        guidance=flags.guidance,
-        eta=flags.eta,
-        conditions=stored,
+      model=recipes.digest_of(composer),
+      seed=flags.seed,
+      steps=flags.steps,
+      guidance=flags.guidance,
+      eta=flags.eta,
+      conditions=stored,
     )
   flags.out.write_bytes(recipes.to_png(recipes.make(composer, recipe), recipe))
   print(flags.out)

@@ -15,11 +15,11 @@ from composer_jax.images import encode_png, open_image
 
 def main(argv: list[str]) -> int:
   parser = argparse.ArgumentParser(
-      prog='composer-jax decompose',
-      description='Writes the conditions of an image: conditions.npz with one array'
-      ' for each under its name and the pixels as `image`, conditions.json with their'
-      ' types, and a picture of each.',
-      epilog='example: composer-jax decompose photo.jpg --out conditions --size 64',
+    prog='composer-jax decompose',
+    description='Writes the conditions of an image: conditions.npz with one array'
+    ' for each under its name and the pixels as `image`, conditions.json with their'
+    ' types, and a picture of each.',
+    epilog='example: composer-jax decompose photo.jpg --out conditions --size 64',
   )
   parser.add_argument('image', type=pathlib.Path)
   parser.add_argument('--out', type=pathlib.Path, required=True, metavar='DIR')
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--caption', default='', help='what the image shows')
   parser.add_argument(
-      '--model', type=pathlib.Path, metavar='DIR', help='for semantics and caption'
+    '--model', type=pathlib.Path, metavar='DIR', help='for semantics and caption'
   )
   flags = parser.parse_args(argv)
   if flags.size < 8:
@@ -38,22 +38,22 @@ def main(argv: list[str]) -> int:
     encoder = load_encoder(nested if nested.is_dir() else flags.model)
   square = square_of(open_image(flags.image, name=str(flags.image)), flags.size)
   found = decompose(
-      square, flags.size, seed=flags.seed, caption=flags.caption, encoder=encoder
+    square, flags.size, seed=flags.seed, caption=flags.caption, encoder=encoder
   )
 
   flags.out.mkdir(parents=True, exist_ok=True)
   np.savez_compressed(flags.out / 'conditions.npz', image=square.pixels, **found)
   about = {
-      'version': __version__,
-      'image': flags.image.name,
-      'caption': flags.caption,
-      'size': flags.size,
-      'seed': flags.seed,
-      'conditions': {
-          c.name: {**c.spec(flags.size).to_json(), 'shape': found[c.name].shape}
-          for c in conditions.by_name(found)
-      },
-      'left_out': [c.name for c in conditions.ALL if c.name not in found],
+    'version': __version__,
+    'image': flags.image.name,
+    'caption': flags.caption,
+    'size': flags.size,
+    'seed': flags.seed,
+    'conditions': {
+      c.name: {**c.spec(flags.size).to_json(), 'shape': found[c.name].shape}
+      for c in conditions.by_name(found)
+    },
+    'left_out': [c.name for c in conditions.ALL if c.name not in found],
   }
   (flags.out / 'conditions.json').write_text(json.dumps(about, indent=2) + '\n')
   (flags.out / 'image.png').write_bytes(encode_png(square.pixels))

@@ -25,16 +25,16 @@ def _names(text: str) -> list[str]:
 
 def main(argv: list[str]) -> int:
   parser = argparse.ArgumentParser(
-      prog='composer-jax prepare',
-      description='Decodes images, extracts their conditions, writes shards of'
-      ' ArrayRecord that TensorFlow Datasets opens. Run again to resume.',
-      epilog=EPILOG,
-      formatter_class=argparse.RawDescriptionHelpFormatter,
+    prog='composer-jax prepare',
+    description='Decodes images, extracts their conditions, writes shards of'
+    ' ArrayRecord that TensorFlow Datasets opens. Run again to resume.',
+    epilog=EPILOG,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   kind = parser.add_mutually_exclusive_group(required=True)
   kind.add_argument('--source', help='where the images are; see below')
   kind.add_argument(
-      '--onto', type=pathlib.Path, metavar='DIR', help='add conditions to this data set'
+    '--onto', type=pathlib.Path, metavar='DIR', help='add conditions to this data set'
   )
   parser.add_argument('--out', type=pathlib.Path, metavar='DIR', help='with --source')
   parser.add_argument('--size', type=int, default=64, help='side in pixels')
@@ -44,10 +44,10 @@ def main(argv: list[str]) -> int:
   parser.add_argument('--crop', choices=('centre', 'random'), default='centre')
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument(
-      '--encoder', type=pathlib.Path, metavar='DIR', help='with --onto: a trained one'
+    '--encoder', type=pathlib.Path, metavar='DIR', help='with --onto: a trained one'
   )
   parser.add_argument(
-      '--overwrite', action='store_true', help="with --onto: replace another encoder's"
+    '--overwrite', action='store_true', help="with --onto: replace another encoder's"
   )
   flags = parser.parse_args(argv)
   return _add(parser, flags) if flags.onto else _make(parser, flags)
@@ -59,14 +59,14 @@ def _make(parser: argparse.ArgumentParser, flags: argparse.Namespace) -> int:
   if flags.out is None:
     parser.error('--source needs --out DIR')
   info = prepare(
-      flags.source,
-      flags.out,
-      size=flags.size,
-      shards=flags.shards,
-      conditions=flags.conditions,
-      workers=flags.workers,
-      crop=flags.crop,
-      seed=flags.seed,
+    flags.source,
+    flags.out,
+    size=flags.size,
+    shards=flags.shards,
+    conditions=flags.conditions,
+    workers=flags.workers,
+    crop=flags.crop,
+    seed=flags.seed,
   )
   print(f'{info["kept"]} images in {flags.out}')
   if info['rejected']:
@@ -86,14 +86,14 @@ def _add(parser: argparse.ArgumentParser, flags: argparse.Namespace) -> int:
   encoder = load_encoder(flags.encoder)
   config = (flags.encoder / 'config.json').read_bytes()
   prepare_onto(
-      flags.onto,
-      names,
-      encoder,
-      provenance={
-          'config': hashlib.sha256(config).hexdigest(),
-          'step': encoder.step,
-      },
-      overwrite=flags.overwrite,
+    flags.onto,
+    names,
+    encoder,
+    provenance={
+      'config': hashlib.sha256(config).hexdigest(),
+      'step': encoder.step,
+    },
+    overwrite=flags.overwrite,
   )
   print(f'Added {", ".join(names)} to {flags.onto}')
   return 0

@@ -37,7 +37,7 @@ class Encoded:
 
 
 def fit_tokenizer(
-    config: Config, dataset: PreparedDataset, workdir: pathlib.Path
+  config: Config, dataset: PreparedDataset, workdir: pathlib.Path
 ) -> tuple[Config, Tokenizer]:
   """Loads the run's tokenizer, or trains one; the model takes its vocabulary."""
   folder = workdir / 'tokenizer'
@@ -47,17 +47,17 @@ def fit_tokenizer(
     texts = [dataset[i]['text'] for i in range(len(dataset))]
     if not any(texts):
       raise ValueError(
-          f'{config.data.path} has no captions, so there is nothing to train a dual'
-          ' encoder with. Train the base model without caption and semantics:'
-          " --config.model.conditions=\"('palette','sketch','mask')\"."
+        f'{config.data.path} has no captions, so there is nothing to train a dual'
+        ' encoder with. Train the base model without caption and semantics:'
+        " --config.model.conditions=\"('palette','sketch','mask')\"."
       )
     model = config.model
     tokenizer = Tokenizer.train(texts, model.vocab_size, model.context_length)
     tokenizer.save(folder)
   model = dataclasses.replace(
-      config.model,
-      vocab_size=tokenizer.vocab_size,
-      end_token=tokenizer.end_token,
+    config.model,
+    vocab_size=tokenizer.vocab_size,
+    end_token=tokenizer.end_token,
   )
   return dataclasses.replace(config, model=model), tokenizer
 
@@ -72,25 +72,25 @@ def write_config(config: Config, workdir: pathlib.Path) -> None:
   if path.exists():
     before, now = json.loads(path.read_text()), json.loads(config.to_json())
     differ = [
-        f'{part}.{name}: {before[part].get(name)!r} there, {value!r} asked'
-        for part in ('model', 'diffusion')
-        for name, value in now[part].items()
-        if before[part].get(name) != value
+      f'{part}.{name}: {before[part].get(name)!r} there, {value!r} asked'
+      for part in ('model', 'diffusion')
+      for name, value in now[part].items()
+      if before[part].get(name) != value
     ]
     if differ:
       raise ValueError(
-          f'{workdir} holds another run: {"; ".join(differ)}. Use another --workdir.'
+        f'{workdir} holds another run: {"; ".join(differ)}. Use another --workdir.'
       )
   path.write_text(config.to_json())
 
 
 def main(argv: list[str]) -> int:
   parser = argparse.ArgumentParser(
-      prog='composer-jax train',
-      description='Trains one stage, or goes on where it was interrupted.',
-      epilog='Fields of the config are set with --config.field=value, such as'
-      ' --config.data.path=DIR --config.train.minutes=5.',
-      allow_abbrev=False,
+    prog='composer-jax train',
+    description='Trains one stage, or goes on where it was interrupted.',
+    epilog='Fields of the config are set with --config.field=value, such as'
+    ' --config.data.path=DIR --config.train.minutes=5.',
+    allow_abbrev=False,
   )
   parser.add_argument('--workdir', type=pathlib.Path, required=True, metavar='DIR')
   parser.add_argument('--config', metavar='FILE', help='such as configs/demo/base.py')
@@ -104,12 +104,12 @@ def main(argv: list[str]) -> int:
 
   dataset = load_dataset(config.data.path, 'train')
   options = {
-      'batch_size': config.data.batch_size,
-      'seed': config.train.seed,
-      'process_index': jax.process_index(),
-      'process_count': jax.process_count(),
-      'flip': config.data.flip,
-      'workers': config.data.workers,
+    'batch_size': config.data.batch_size,
+    'seed': config.train.seed,
+    'process_index': jax.process_index(),
+    'process_count': jax.process_count(),
+    'flip': config.data.flip,
+    'workers': config.data.workers,
   }
   sampler = None
   if config.stage == 'dual_encoder':
@@ -122,14 +122,12 @@ def main(argv: list[str]) -> int:
         warnings.simplefilter('ignore')
         tokens = tokenizer.encode(texts)
       return {
-          'image': batch['image'],
-          'tokens': tokens,
-          'has_text': said,
+        'image': batch['image'],
+        'tokens': tokens,
+        'has_text': said,
       }
 
-    source = Encoded(
-        batches(dataset, conditions=(), with_text=True, **options), encode
-    )
+    source = Encoded(batches(dataset, conditions=(), with_text=True, **options), encode)
     stage, shapes = DualEncoder(config), {}
   else:
     names = config.model.conditions
@@ -145,9 +143,9 @@ def main(argv: list[str]) -> int:
 
   write_config(config, workdir)
   inputs = {
-      'condition_shapes': shapes,
-      'data': {key: dataset.info[key] for key in ('source', 'licence', 'credit')},
-      'digest': dataset.info['digest'],
+    'condition_shapes': shapes,
+    'data': {key: dataset.info[key] for key in ('source', 'licence', 'credit')},
+    'digest': dataset.info['digest'],
   }
   (workdir / INPUTS).write_text(json.dumps(inputs, indent=2) + '\n')
   run = loop.train(config, stage, source, workdir, sampler)

@@ -121,7 +121,8 @@ class Condition(abc.ABC):
   @abc.abstractmethod
   def features(self, stored: jax.Array) -> jax.Array | GlobalFeatures:
     """Network input for a batch of stored values: a (B, S, S, C) map in about
-    [-1, 1] for a local condition, `GlobalFeatures` for a global one."""
+    [-1, 1] for a local condition, `GlobalFeatures` for a global one.
+    """
 
   @abc.abstractmethod
   def draw(self, stored: np.ndarray) -> np.ndarray:

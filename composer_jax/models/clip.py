@@ -40,7 +40,7 @@ MAX_LOGIT_SCALE = math.log(100.0)
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
-  """x sigmoid(1.702 x): the approximation of GELU in the published weights."""
+  """X sigmoid(1.702 x): the approximation of GELU in the published weights."""
   return x * jax.nn.sigmoid(1.702 * x)
 
 

@@ -30,57 +30,57 @@ class Denoising:
   """
 
   def __init__(
-      self,
-      config: Config,
-      condition_shapes: Mapping[str, tuple[int, ...]],
-      graph: nnx.GraphDef,
-      weights: nnx.State,
-      step: int,
+    self,
+    config: Config,
+    condition_shapes: Mapping[str, tuple[int, ...]],
+    graph: nnx.GraphDef,
+    weights: nnx.State,
+    step: int,
   ):
     self.config, self.condition_shapes, self.step = config, condition_shapes, step
     self._weights = weights
     self._sample = jax.jit(
-        functools.partial(sample_stage, config, graph), static_argnames='steps'
+      functools.partial(sample_stage, config, graph), static_argnames='steps'
     )
 
   def __call__(
-      self,
-      stored: Mapping[str, np.ndarray],
-      kept: Mapping[str, np.ndarray],
-      keys: jax.Array,
-      low_res: jax.Array | None,
-      *,
-      steps: int | None = None,
-      guidance: float | None = None,
-      eta: float | None = None,
+    self,
+    stored: Mapping[str, np.ndarray],
+    kept: Mapping[str, np.ndarray],
+    keys: jax.Array,
+    low_res: jax.Array | None,
+    *,
+    steps: int | None = None,
+    guidance: float | None = None,
+    eta: float | None = None,
   ) -> jax.Array:
     """Samples float images (B, S, S, 3) in [-1, 1]; see `sample_stage`."""
     default = self.config.sample
     names = self.config.model.conditions
     return self._sample(
-        self._weights,
-        {name: stored[name] for name in names},
-        {name: kept[name] for name in names},
-        keys,
-        low_res,
-        default.guidance if guidance is None else guidance,
-        default.eta if eta is None else eta,
-        steps=default.steps if steps is None else steps,
+      self._weights,
+      {name: stored[name] for name in names},
+      {name: kept[name] for name in names},
+      keys,
+      low_res,
+      default.guidance if guidance is None else guidance,
+      default.eta if eta is None else eta,
+      steps=default.steps if steps is None else steps,
     )
 
 
 def sample_stage(
-    config: Config,
-    graph: nnx.GraphDef,
-    weights: nnx.State,
-    stored: Mapping[str, jax.Array],
-    kept: Mapping[str, jax.Array],
-    keys: jax.Array,
-    low_res: jax.Array | None,
-    guidance: jax.Array | float,
-    eta: jax.Array | float,
-    *,
-    steps: int,
+  config: Config,
+  graph: nnx.GraphDef,
+  weights: nnx.State,
+  stored: Mapping[str, jax.Array],
+  kept: Mapping[str, jax.Array],
+  keys: jax.Array,
+  low_res: jax.Array | None,
+  guidance: jax.Array | float,
+  eta: jax.Array | float,
+  *,
+  steps: int,
 ) -> jax.Array:
   """Samples one stage; pure, to be jitted.
 
@@ -114,12 +114,12 @@ def sample_stage(
     # Guidance doubles the batch; the low-resolution image is the same in both.
     repeat = len(x_t) // len(keys)
     output = unet(
-        x_t,
-        t,
-        stored,
-        kept,
-        low_res=None if low_res is None else jnp.concatenate([low_res] * repeat),
-        level=None if level is None else jnp.concatenate([level] * repeat),
+      x_t,
+      t,
+      stored,
+      kept,
+      low_res=None if low_res is None else jnp.concatenate([low_res] * repeat),
+      level=None if level is None else jnp.concatenate([level] * repeat),
     )
     output = output[..., :3]
     c = coefficients(alphas_cumprod, t, x_t.ndim)
@@ -127,26 +127,26 @@ def sample_stage(
 
   denoise = classifier_free(model, stored, kept, guidance)
   x_0 = sample(
-      denoise,
-      ddim(eta),
-      initial_noise(keys, (shape.image_size, shape.image_size, 3)),
-      alphas_cumprod,
-      timesteps(diffusion.num_steps, steps, 'trailing'),
-      keys,
-      clip=True,
+    denoise,
+    ddim(eta),
+    initial_noise(keys, (shape.image_size, shape.image_size, 3)),
+    alphas_cumprod,
+    timesteps(diffusion.num_steps, steps, 'trailing'),
+    keys,
+    clip=True,
   )
   return jnp.clip(x_0, -1, 1)
 
 
 def run_cascade(
-    stages: Sequence[Denoising],
-    stored: Mapping[str, np.ndarray],
-    kept: Mapping[str, np.ndarray],
-    seeds: np.ndarray,
-    *,
-    steps: int | None = None,
-    guidance: float | None = None,
-    eta: float | None = None,
+  stages: Sequence[Denoising],
+  stored: Mapping[str, np.ndarray],
+  kept: Mapping[str, np.ndarray],
+  seeds: np.ndarray,
+  *,
+  steps: int | None = None,
+  guidance: float | None = None,
+  eta: float | None = None,
 ) -> np.ndarray:
   """Runs all stages; what is asked for (steps, guidance, eta) goes to the first.
 

@@ -17,13 +17,13 @@ def ddim(eta: jax.Array | float = 0.0) -> Sampler:
   """
 
   def sampler(
-      x_t: jax.Array,
-      eps: jax.Array,
-      x_0: jax.Array,
-      step: Step,
-      noise: jax.Array,
+    x_t: jax.Array,
+    eps: jax.Array,
+    x_0: jax.Array,
+    step: Step,
+    noise: jax.Array,
   ) -> jax.Array:
-    """x at `step.previous_t`, by equation 12 with the sigma of equation 16."""
+    """X at `step.previous_t`, by equation 12 with the sigma of equation 16."""
     del x_t  # Equation 12 needs it only through eps and x_0.
     a, previous = step.alpha_cumprod, step.previous_alpha_cumprod
     variance = eta**2 * (1 - previous) / (1 - a) * (1 - a / previous)

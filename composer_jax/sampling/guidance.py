@@ -11,16 +11,16 @@ from composer_jax.sampling.loop import Denoiser
 
 # (x_t (B, ...), t int32 (B,), conditions, kept) -> (eps, x_0), both shaped as x_t.
 Model = Callable[
-    [jax.Array, jax.Array, Mapping[str, jax.Array], Mapping[str, jax.Array]],
-    tuple[jax.Array, jax.Array],
+  [jax.Array, jax.Array, Mapping[str, jax.Array], Mapping[str, jax.Array]],
+  tuple[jax.Array, jax.Array],
 ]
 
 
 def classifier_free(
-    model: Model,
-    conditions: Mapping[str, jax.Array],
-    kept: Mapping[str, jax.Array],
-    guidance: jax.Array | float,
+  model: Model,
+  conditions: Mapping[str, jax.Array],
+  kept: Mapping[str, jax.Array],
+  guidance: jax.Array | float,
 ) -> Denoiser:
   """Guides a model away from its unconditional prediction.
 
@@ -43,13 +43,13 @@ def classifier_free(
     batch = len(x_t)
     if w.shape not in ((), (batch,)):
       raise ValueError(
-          f'Guidance has shape {w.shape}; expected a scalar or one for each of'
-          f' {batch} images.'
+        f'Guidance has shape {w.shape}; expected a scalar or one for each of'
+        f' {batch} images.'
       )
     both = jax.tree.map(lambda value: jnp.concatenate([value, value]), conditions)
     both_kept = {
-        name: jnp.concatenate([value, jnp.zeros_like(value)])
-        for name, value in kept.items()
+      name: jnp.concatenate([value, jnp.zeros_like(value)])
+      for name, value in kept.items()
     }
     x_both, t_both = jnp.concatenate([x_t, x_t]), jnp.full((2 * batch,), t)
     scale = w.reshape(w.shape + (1,) * (x_t.ndim - w.ndim))

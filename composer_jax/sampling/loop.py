@@ -56,8 +56,8 @@ def timesteps(num_train: int, num_sample: int, spacing: Spacing) -> np.ndarray:
   """
   if not 1 <= num_sample <= num_train:
     raise ValueError(
-        f'{num_sample} sampling steps asked for; expected 1 to {num_train}, the number'
-        ' of training steps.'
+      f'{num_sample} sampling steps asked for; expected 1 to {num_train}, the number'
+      ' of training steps.'
     )
   steps: np.ndarray
   if spacing == 'leading':
@@ -69,15 +69,12 @@ def timesteps(num_train: int, num_sample: int, spacing: Spacing) -> np.ndarray:
     steps = np.linspace(0, num_train - 1, num_sample).round()[::-1]
   else:
     raise ValueError(
-        f'Timestep spacing is {spacing!r}; expected "leading", "trailing" or'
-        ' "linspace".'
+      f'Timestep spacing is {spacing!r}; expected "leading", "trailing" or "linspace".'
     )
   return steps.astype(np.int32)
 
 
-def _draw(
-    keys: jax.Array, index: jax.Array | int, shape: tuple[int, ...]
-) -> jax.Array:
+def _draw(keys: jax.Array, index: jax.Array | int, shape: tuple[int, ...]) -> jax.Array:
   # One key an image, so that its noise does not depend on who shares its batch.
   def draw_one(key):
     return jax.random.normal(jax.random.fold_in(key, index), shape, jnp.float32)
@@ -91,14 +88,14 @@ def initial_noise(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def sample(
-    denoise: Denoiser,
-    sampler: Sampler,
-    x_T: jax.Array,  # pylint: disable=invalid-name
-    alphas_cumprod: jax.Array | np.ndarray,
-    timesteps: jax.Array | np.ndarray,
-    keys: jax.Array,
-    *,
-    clip: bool = False,
+  denoise: Denoiser,
+  sampler: Sampler,
+  x_T: jax.Array,  # pylint: disable=invalid-name
+  alphas_cumprod: jax.Array | np.ndarray,
+  timesteps: jax.Array | np.ndarray,
+  keys: jax.Array,
+  *,
+  clip: bool = False,
 ) -> jax.Array:
   """Runs the reverse process.
 

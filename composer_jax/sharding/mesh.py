@@ -28,8 +28,8 @@ def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
     sizes[sizes.index(-1)] = count // rest
   if math.prod(sizes) != count:
     raise ValueError(
-        f'mesh.data x mesh.fsdp is {sizes[0]} x {sizes[1]}; expected a product of'
-        f' {count}, the number of devices.'
+      f'mesh.data x mesh.fsdp is {sizes[0]} x {sizes[1]}; expected a product of'
+      f' {count}, the number of devices.'
     )
   types = (jax.sharding.AxisType.Auto,) * len(AXES)
   return jax.make_mesh(tuple(sizes), AXES, axis_types=types)
@@ -70,6 +70,6 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
   """Puts this process's part of a global batch on its devices."""
   sharding = batch_sharding(mesh)
   return {
-      name: jax.make_array_from_process_local_data(sharding, array)
-      for name, array in batch.items()
+    name: jax.make_array_from_process_local_data(sharding, array)
+    for name, array in batch.items()
   }

@@ -22,12 +22,12 @@ from composer_jax.config import Config
 from composer_jax.sharding.mesh import make_mesh, put_batch
 from composer_jax.training.metrics import MetricsWriter, peak_flops
 from composer_jax.training.step import (
-    Stage,
-    StepFunction,
-    TrainState,
-    abstract_state,
-    initial_state,
-    make_step,
+  Stage,
+  StepFunction,
+  TrainState,
+  abstract_state,
+  initial_state,
+  make_step,
 )
 
 BUDGET = 'budget.json'
@@ -66,11 +66,11 @@ class Run:
 
 
 def train(
-    config: Config,
-    stage: Stage,
-    batches: Input,
-    workdir: pathlib.Path,
-    sampler: Sampler | None = None,
+  config: Config,
+  stage: Stage,
+  batches: Input,
+  workdir: pathlib.Path,
+  sampler: Sampler | None = None,
 ) -> Run:
   """Trains a stage, or goes on with it.
 
@@ -118,10 +118,10 @@ def train(
     seconds = time.perf_counter() - clock
     speed = len(pending) / seconds
     lines[step] |= {
-        'images_per_second': speed * config.data.batch_size,
-        'model_flops_per_second': speed * flops,
-        'share_of_peak': speed * flops / peak,
-        'share_waiting_for_data': waited / seconds,
+      'images_per_second': speed * config.data.batch_size,
+      'model_flops_per_second': speed * flops,
+      'share_of_peak': speed * flops / peak,
+      'share_waiting_for_data': waited / seconds,
     }
     for number, values in lines.items():
       writer.write(number, values)
@@ -168,11 +168,11 @@ def _flops(step: StepFunction, state: TrainState, batch: dict[str, jax.Array]) -
 
 
 def _total_steps(
-    config: Config,
-    workdir: pathlib.Path,
-    step: StepFunction,
-    state: TrainState,
-    batch: dict[str, jax.Array],
+  config: Config,
+  workdir: pathlib.Path,
+  step: StepFunction,
+  state: TrainState,
+  batch: dict[str, jax.Array],
 ) -> int:
   """The length of the run: as configured, or measured once from `train.minutes`."""
   if config.train.minutes <= 0:
@@ -195,23 +195,23 @@ def _total_steps(
 
 
 def _fetch(
-    pending: list[dict[str, jax.Array]], step: int, workdir: pathlib.Path
+  pending: list[dict[str, jax.Array]], step: int, workdir: pathlib.Path
 ) -> dict[int, dict[str, float]]:
   """The metrics of the steps up to `step`; stops at a loss that is not finite."""
   fetched = jax.device_get(pending)
   first = step - len(fetched) + 1
   lines = {
-      first + i: {name: float(value) for name, value in metrics.items()}
-      for i, metrics in enumerate(fetched)
+    first + i: {name: float(value) for name, value in metrics.items()}
+    for i, metrics in enumerate(fetched)
   }
   for number, values in lines.items():
     if not math.isfinite(values['loss']):
       path = workdir / f'diagnostic-{number}.json'
       path.write_text(json.dumps(lines, indent=1) + '\n')
       raise NonFiniteLoss(
-          f'The loss is {values["loss"]} at step {number}. The metrics of the last'
-          f' {len(lines)} steps are in {path}; the last good checkpoint is kept.'
-          ' Lower config.optimizer.learning_rate or clip_norm and run again.'
+        f'The loss is {values["loss"]} at step {number}. The metrics of the last'
+        f' {len(lines)} steps are in {path}; the last good checkpoint is kept.'
+        ' Lower config.optimizer.learning_rate or clip_norm and run again.'
       )
   return lines
 
@@ -221,8 +221,8 @@ def _stop_requests() -> Iterator[list[int]]:
   """Collects SIGTERM and SIGINT in a list instead of dying of them."""
   received: list[int] = []
   before = {
-      number: signal.signal(number, lambda n, _: received.append(n))
-      for number in (signal.SIGTERM, signal.SIGINT)
+    number: signal.signal(number, lambda n, _: received.append(n))
+    for number in (signal.SIGTERM, signal.SIGINT)
   }
   try:
     yield received

@@ -10,7 +10,7 @@ from composer_jax.config import OptimizerConfig
 
 
 def learning_rate(
-    config: OptimizerConfig, step: jax.Array, total_steps: jax.Array
+  config: OptimizerConfig, step: jax.Array, total_steps: jax.Array
 ) -> jax.Array:
   """The rate at a step: linear warm-up, constant, linear cool-down."""
   rate = jnp.minimum(1.0, (step + 1) / max(config.warmup_steps, 1))
@@ -26,9 +26,9 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
   Vectors (biases, scales) are not decayed, as is usual.
   """
   return optax.chain(
-      optax.clip_by_global_norm(config.clip_norm),
-      optax.scale_by_adam(config.beta1, config.beta2),
-      optax.add_decayed_weights(
-          config.weight_decay, mask=lambda p: jax.tree.map(lambda x: x.ndim > 1, p)
-      ),
+    optax.clip_by_global_norm(config.clip_norm),
+    optax.scale_by_adam(config.beta1, config.beta2),
+    optax.add_decayed_weights(
+      config.weight_decay, mask=lambda p: jax.tree.map(lambda x: x.ndim > 1, p)
+    ),
   )

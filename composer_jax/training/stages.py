@@ -31,8 +31,8 @@ def to_float(images: jax.Array, size: int) -> jax.Array:
     return x
   if side % size:
     raise ValueError(
-        f'The prepared images are {side} pixels on a side; expected a multiple of'
-        f' model.image_size, {size}.'
+      f'The prepared images are {side} pixels on a side; expected a multiple of'
+      f' model.image_size, {size}.'
     )
   f = side // size
   return x.reshape(b, size, f, size, f, c).mean(axis=(2, 4))
@@ -75,7 +75,7 @@ class Diffusion:
     return UNet(self.config.model, self.condition_shapes, rngs=nnx.Rngs(key))
 
   def loss(
-      self, model: UNet, batch: Batch, key: jax.Array
+    self, model: UNet, batch: Batch, key: jax.Array
   ) -> tuple[jax.Array, Metrics]:
     """Noises a batch and compares the prediction.
 
@@ -109,13 +109,13 @@ class Diffusion:
       low_res = enlarge(small, config.image_size)
 
     output = model(
-        x_t,
-        t,
-        stored,
-        kept,
-        low_res=low_res,
-        level=level,
-        dropout_key=next(keys) if config.dropout else None,
+      x_t,
+      t,
+      stored,
+      kept,
+      low_res=low_res,
+      level=level,
+      dropout_key=next(keys) if config.dropout else None,
     )
     values = None
     if config.learned_variance:
@@ -127,13 +127,13 @@ class Diffusion:
     if values is not None:
       _, model_x_0 = to_eps_and_x0(shape.prediction, output, x_t, c)
       bound = losses.variational_bound(
-          x_0,
-          x_t,
-          t,
-          jax.lax.stop_gradient(model_x_0),
-          values,
-          jnp.asarray(schedule.betas, jnp.float32),
-          alphas_cumprod,
+        x_0,
+        x_t,
+        t,
+        jax.lax.stop_gradient(model_x_0),
+        values,
+        jnp.asarray(schedule.betas, jnp.float32),
+        alphas_cumprod,
       )
       metrics['variational_bound'] = bound.mean()
       error = error + 0.001 * shape.num_steps * bound
@@ -150,7 +150,7 @@ class DualEncoder:
     return Clip(self.config.model, rngs=nnx.Rngs(key))
 
   def loss(
-      self, model: Clip, batch: Batch, key: jax.Array
+    self, model: Clip, batch: Batch, key: jax.Array
   ) -> tuple[jax.Array, Metrics]:
     """InfoNCE of a batch.
 

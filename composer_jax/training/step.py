@@ -27,7 +27,7 @@ class Stage(Protocol):
     """Builds the model."""
 
   def loss(
-      self, model: nnx.Module, batch: Batch, key: jax.Array
+    self, model: nnx.Module, batch: Batch, key: jax.Array
   ) -> tuple[jax.Array, Metrics]:
     """Mean loss of a batch, and what else to log."""
 
@@ -63,7 +63,7 @@ def initial_state(stage: Stage, config: Config) -> tuple[nnx.GraphDef, TrainStat
 
 
 def abstract_state(
-    stage: Stage, config: Config, mesh: Mesh
+  stage: Stage, config: Config, mesh: Mesh
 ) -> tuple[nnx.GraphDef, TrainState]:
   """Shapes and shardings of the state, with nothing allocated."""
   graphs = []
@@ -75,11 +75,11 @@ def abstract_state(
 
   shapes = jax.eval_shape(build)
   state = jax.tree.map(
-      lambda leaf, sharding: jax.ShapeDtypeStruct(
-          leaf.shape, leaf.dtype, sharding=sharding
-      ),
-      shapes,
-      weight_shardings(mesh, shapes),
+    lambda leaf, sharding: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding
+    ),
+    shapes,
+    weight_shardings(mesh, shapes),
   )
   return graphs[0], state
 
@@ -108,8 +108,8 @@ def make_step(stage: Stage, config: Config, mesh: Mesh) -> StepFunction:
       return gradient(params, batch, key)
     # Strided, so that each part keeps its place on the devices.
     micro = {
-        name: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
-        for name, x in batch.items()
+      name: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+      for name, x in batch.items()
     }
 
     def body(total, part):
@@ -136,8 +136,8 @@ def make_step(stage: Stage, config: Config, mesh: Mesh) -> StepFunction:
     return TrainState(state.step + 1, params, ema, opt_state), metrics
 
   return jax.jit(
-      step,
-      in_shardings=(shardings, batch_sharding(mesh), replicated(mesh)),
-      out_shardings=(shardings, replicated(mesh)),
-      donate_argnums=0,
+    step,
+    in_shardings=(shardings, batch_sharding(mesh), replicated(mesh)),
+    out_shardings=(shardings, replicated(mesh)),
+    donate_argnums=0,
   )

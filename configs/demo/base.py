@@ -14,52 +14,52 @@ def get_config() -> config_dict.ConfigDict:
   config = config_dict.ConfigDict()
   config.stage = 'diffusion'
   config.model = {
-      'image_size': 32,
-      'low_res_size': 0,  # A base model.
-      'fold': 4,  # The first level is a grid of 8 x 8.
-      'channels': 64,
-      'multipliers': (1, 3),
-      'blocks': 1,
-      'attention': (False, True),
-      'head_width': 64,
-      'dropout': 0.0,
-      'conditions': (
-          'caption',
-          'semantics',
-          'palette',
-          'sketch',
-          'instances',
-          'depth',
-          'intensity',
-          'mask',
-      ),
-      'context_width': 128,
-      'local_hidden': 64,
-      'local_width': 64,
-      'learned_variance': False,
-      'dtype': 'float32',
+    'image_size': 32,
+    'low_res_size': 0,  # A base model.
+    'fold': 4,  # The first level is a grid of 8 x 8.
+    'channels': 64,
+    'multipliers': (1, 3),
+    'blocks': 1,
+    'attention': (False, True),
+    'head_width': 64,
+    'dropout': 0.0,
+    'conditions': (
+      'caption',
+      'semantics',
+      'palette',
+      'sketch',
+      'instances',
+      'depth',
+      'intensity',
+      'mask',
+    ),
+    'context_width': 128,
+    'local_hidden': 64,
+    'local_width': 64,
+    'learned_variance': False,
+    'dtype': 'float32',
   }
   config.data = {'path': '', 'batch_size': 64, 'flip': True, 'workers': 0}
   config.diffusion = {
-      'schedule': 'cosine',
-      'num_steps': 1000,
-      'prediction': 'v',  # Short training drifts in colour with eps.
-      'weighting': 'none',
+    'schedule': 'cosine',
+    'num_steps': 1000,
+    'prediction': 'v',  # Short training drifts in colour with eps.
+    'weighting': 'none',
   }
   config.optimizer = {
-      'learning_rate': 1.5e-3,
-      'warmup_steps': 100,
-      'cooldown': 0.5,
-      'clip_norm': 1.0,
-      'ema': 0.995,
+    'learning_rate': 1.5e-3,
+    'warmup_steps': 100,
+    'cooldown': 0.5,
+    'clip_norm': 1.0,
+    'ema': 0.995,
   }
   config.train = {
-      'steps': 3000,
-      'minutes': 0.0,  # Above 0: as many steps as fit.
-      'log_every': 20,
-      'save_every': 500,
-      'sample_every': 0,
-      'seed': 0,
+    'steps': 3000,
+    'minutes': 0.0,  # Above 0: as many steps as fit.
+    'log_every': 20,
+    'save_every': 500,
+    'sample_every': 0,
+    'seed': 0,
   }
   config.mesh = {'data': -1, 'fsdp': 1}
   config.sample = {'steps': 25, 'guidance': 2.0, 'eta': 0.0}

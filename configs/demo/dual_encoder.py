@@ -13,35 +13,35 @@ def get_config() -> config_dict.ConfigDict:
   config = config_dict.ConfigDict()
   config.stage = 'dual_encoder'
   config.model = {
-      'image_size': 32,  # Images are resized to this.
-      'patch_size': 8,
-      'vision_width': 96,
-      'vision_layers': 3,
-      'vision_heads': 4,
-      'text_width': 64,
-      'text_layers': 2,
-      'text_heads': 2,
-      'vocab_size': 1024,  # At most; learned from the captions.
-      'context_length': 24,
-      'end_token': 1023,
-      'embed_width': 64,  # Equal to text_width: a caption is stored as one array.
-      'dtype': 'float32',
+    'image_size': 32,  # Images are resized to this.
+    'patch_size': 8,
+    'vision_width': 96,
+    'vision_layers': 3,
+    'vision_heads': 4,
+    'text_width': 64,
+    'text_layers': 2,
+    'text_heads': 2,
+    'vocab_size': 1024,  # At most; learned from the captions.
+    'context_length': 24,
+    'end_token': 1023,
+    'embed_width': 64,  # Equal to text_width: a caption is stored as one array.
+    'dtype': 'float32',
   }
   config.data = {'path': '', 'batch_size': 256, 'flip': True, 'workers': 0}
   config.optimizer = {
-      'learning_rate': 1e-3,
-      'warmup_steps': 50,
-      'cooldown': 0.8,
-      'beta2': 0.98,
-      'weight_decay': 0.1,
-      'ema': 0.99,
+    'learning_rate': 1e-3,
+    'warmup_steps': 50,
+    'cooldown': 0.8,
+    'beta2': 0.98,
+    'weight_decay': 0.1,
+    'ema': 0.99,
   }
   config.train = {
-      'steps': 1000,
-      'minutes': 0.0,  # Above 0: as many steps as fit.
-      'log_every': 20,
-      'save_every': 500,
-      'seed': 0,
+    'steps': 1000,
+    'minutes': 0.0,  # Above 0: as many steps as fit.
+    'log_every': 20,
+    'save_every': 500,
+    'seed': 0,
   }
   config.mesh = {'data': -1, 'fsdp': 1}
   return config

@@ -14,44 +14,44 @@ def get_config() -> config_dict.ConfigDict:
   config = config_dict.ConfigDict()
   config.stage = 'diffusion'
   config.model = {
-      'image_size': 64,
-      'low_res_size': 32,
-      'fold': 4,  # The first level is a grid of 16 x 16.
-      'channels': 64,
-      'multipliers': (1, 2),
-      'blocks': 1,
-      'attention': (False, False),
-      'head_width': 64,
-      'dropout': 0.0,
-      'conditions': ('sketch', 'intensity', 'mask'),
-      'context_width': 64,
-      'local_hidden': 32,
-      'local_width': 32,
-      'learned_variance': False,
-      'dtype': 'float32',
+    'image_size': 64,
+    'low_res_size': 32,
+    'fold': 4,  # The first level is a grid of 16 x 16.
+    'channels': 64,
+    'multipliers': (1, 2),
+    'blocks': 1,
+    'attention': (False, False),
+    'head_width': 64,
+    'dropout': 0.0,
+    'conditions': ('sketch', 'intensity', 'mask'),
+    'context_width': 64,
+    'local_hidden': 32,
+    'local_width': 32,
+    'learned_variance': False,
+    'dtype': 'float32',
   }
   config.data = {'path': '', 'batch_size': 32, 'flip': True, 'workers': 0}
   config.diffusion = {
-      'schedule': 'cosine',
-      'num_steps': 1000,
-      'prediction': 'v',
-      'weighting': 'none',
-      'low_res_noise': 250,  # Noise on the input, as the base is not perfect.
+    'schedule': 'cosine',
+    'num_steps': 1000,
+    'prediction': 'v',
+    'weighting': 'none',
+    'low_res_noise': 250,  # Noise on the input, as the base is not perfect.
   }
   config.optimizer = {
-      'learning_rate': 1.5e-3,
-      'warmup_steps': 100,
-      'cooldown': 0.5,
-      'clip_norm': 1.0,
-      'ema': 0.99,
+    'learning_rate': 1.5e-3,
+    'warmup_steps': 100,
+    'cooldown': 0.5,
+    'clip_norm': 1.0,
+    'ema': 0.99,
   }
   config.train = {
-      'steps': 1000,
-      'minutes': 0.0,  # Above 0: as many steps as fit.
-      'log_every': 20,
-      'save_every': 500,
-      'sample_every': 0,
-      'seed': 0,
+    'steps': 1000,
+    'minutes': 0.0,  # Above 0: as many steps as fit.
+    'log_every': 20,
+    'save_every': 500,
+    'sample_every': 0,
+    'seed': 0,
   }
   config.mesh = {'data': -1, 'fsdp': 1}
   config.sample = {'steps': 10, 'guidance': 1.0, 'eta': 0.0, 'low_res_noise': 100}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
 import multiprocessing
-from multiprocessing import connection
 import os
 import pickle
 import signal
 import threading
 import traceback
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import connection
 from typing import Any
 
 Task = Any
@@ -21,7 +21,7 @@ class WorkerDied(RuntimeError):
 
 
 def run(
-    work: Callable[[Task], Result], tasks: Sequence[Task], *, workers: int
+  work: Callable[[Task], Result], tasks: Sequence[Task], *, workers: int
 ) -> Iterator[tuple[Task, Result]]:
   """Does all tasks, in any order.
 
@@ -112,9 +112,9 @@ class _Worker:
     if code is not None and code < 0:
       how = f'signal {signal.Signals(-code).name}'
     return WorkerDied(
-        f'A worker died ({how}) at {self.task.name}; out of memory is a common'
-        ' cause. Finished shards are kept: run the same command again to go on'
-        ' from there, perhaps with fewer workers.'
+      f'A worker died ({how}) at {self.task.name}; out of memory is a common'
+      ' cause. Finished shards are kept: run the same command again to go on'
+      ' from there, perhaps with fewer workers.'
     )
 
 

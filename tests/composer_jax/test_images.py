@@ -46,17 +46,21 @@ def refusal(data):
 
 def png_header(width, height):
   """A PNG that declares a size and has no pixels to back it."""
+
   def chunk(kind, body):
-    return struct.pack('>I', len(body)) + kind + body + struct.pack(
-        '>I', zlib.crc32(kind + body)
+    return (
+      struct.pack('>I', len(body))
+      + kind
+      + body
+      + struct.pack('>I', zlib.crc32(kind + body))
     )
 
   header = struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
   return (
-      b'\x89PNG\r\n\x1a\n'
-      + chunk(b'IHDR', header)
-      + chunk(b'IDAT', zlib.compress(b'\0'))
-      + chunk(b'IEND', b'')
+    b'\x89PNG\r\n\x1a\n'
+    + chunk(b'IHDR', header)
+    + chunk(b'IDAT', zlib.compress(b'\0'))
+    + chunk(b'IEND', b'')
   )
 
 
@@ -98,7 +102,7 @@ class TestOpenImage:
     palette = np.array([[255, 0, 0], [0, 200, 0], [0, 0, 90]], np.uint8)
     image.putpalette(palette.tobytes())
     np.testing.assert_array_equal(
-        opened(encoded(image, 'PNG')).pixels, palette[indices]
+      opened(encoded(image, 'PNG')).pixels, palette[indices]
     )
     picture = opened(encoded(image, 'PNG', transparency=1))
     np.testing.assert_array_equal(picture.pixels, palette[indices])
@@ -141,17 +145,17 @@ class TestOpenImage:
     np.testing.assert_allclose(opened(data).pixels, flat.astype(int), atol=6)
 
   @pytest.mark.parametrize(
-      ('orientation', 'upright'),
-      [
-          (1, lambda stored: stored),
-          (2, lambda stored: stored[:, ::-1]),
-          (3, lambda stored: stored[::-1, ::-1]),
-          (4, lambda stored: stored[::-1]),
-          (5, lambda stored: stored.swapaxes(0, 1)),
-          (6, lambda stored: np.rot90(stored, -1)),
-          (7, lambda stored: stored[::-1, ::-1].swapaxes(0, 1)),
-          (8, lambda stored: np.rot90(stored, 1)),
-      ],
+    ('orientation', 'upright'),
+    [
+      (1, lambda stored: stored),
+      (2, lambda stored: stored[:, ::-1]),
+      (3, lambda stored: stored[::-1, ::-1]),
+      (4, lambda stored: stored[::-1]),
+      (5, lambda stored: stored.swapaxes(0, 1)),
+      (6, lambda stored: np.rot90(stored, -1)),
+      (7, lambda stored: stored[::-1, ::-1].swapaxes(0, 1)),
+      (8, lambda stored: np.rot90(stored, 1)),
+    ],
   )
   @pytest.mark.parametrize('form', ['PNG', 'JPEG'])
   def test_exif_orientation_is_undone(self, orientation, upright, form):
@@ -169,7 +173,7 @@ class TestOpenImage:
     data = encoded(frames[0], form, save_all=True, append_images=frames[1:], **options)
     assert Image.open(io.BytesIO(data)).n_frames == 2
     np.testing.assert_array_equal(
-        opened(data).pixels, np.broadcast_to([255, 0, 0], (7, 9, 3))
+      opened(data).pixels, np.broadcast_to([255, 0, 0], (7, 9, 3))
     )
 
   def test_of_a_multi_picture_jpeg_the_first_counts(self):
@@ -192,7 +196,7 @@ class TestRefusals:
     assert refusal(b'a letter, renamed to .png') == 'not_an_image'
     assert refusal(bytes(1000)) == 'not_an_image'
     assert refusal(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n') == (
-        'not_an_image'
+      'not_an_image'
     )
 
   @pytest.mark.parametrize('form', ['PNG', 'JPEG', 'WEBP', 'GIF', 'BMP', 'TIFF'])
@@ -278,7 +282,7 @@ class TestResizeSquare:
     assert min(first) == 0
     assert max(first) == 64 - 8
     again = images.resize_square(
-        Picture(pixels), 8, crop='random', rng=np.random.default_rng(0)
+      Picture(pixels), 8, crop='random', rng=np.random.default_rng(0)
     )
     assert again.pixels[0, 0, 0] // 4 == first[0]
 
@@ -291,7 +295,7 @@ class TestResizeSquare:
     small = images.resize_square(Picture(pixels, alpha), 4)
     np.testing.assert_allclose(small.alpha, 127.5, atol=1)
     np.testing.assert_allclose(
-        small.pixels, np.broadcast_to([200, 10, 0], (4, 4, 3)), atol=2
+      small.pixels, np.broadcast_to([200, 10, 0], (4, 4, 3)), atol=2
     )
 
   def test_resizing_then_compositing_equals_compositing_then_resizing(self):
@@ -303,7 +307,7 @@ class TestResizeSquare:
     exact = (pixels * share + colour * (1 - share)).reshape(12, 5, 12, 5, 3)
     small = images.resize_square(Picture(pixels, alpha), 12)
     np.testing.assert_allclose(
-        images.composite(small, colour).pixels, exact.mean((1, 3)), atol=2.5
+      images.composite(small, colour).pixels, exact.mean((1, 3)), atol=2.5
     )
 
   def test_enlarging_is_smooth_and_keeps_flat_colours(self):
@@ -404,10 +408,10 @@ class TestPng:
 
   def test_texts_of_any_script_come_back(self, tmp_path):
     text = {
-        'recipe': '{"seed": 3}',
-        'title': 'Sch\xf6n',
-        'caption': '\u732b and \U0001f431\nin two lines',
-        'long': 'x' * 300_000,
+      'recipe': '{"seed": 3}',
+      'title': 'Sch\xf6n',
+      'caption': '\u732b and \U0001f431\nin two lines',
+      'long': 'x' * 300_000,
     }
     data = images.encode_png(noise(), text=text)
     assert images.png_text(data) == text

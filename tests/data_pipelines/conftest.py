@@ -5,8 +5,8 @@ from __future__ import annotations
 import pathlib
 
 import numpy as np
-from PIL import Image
 import pytest
+from PIL import Image
 
 from data_pipelines.prepare import prepare
 
@@ -48,9 +48,9 @@ def prepared(folder, tmp_path_factory) -> pathlib.Path:
 def files_of(directory: pathlib.Path) -> dict[str, bytes]:
   """The bytes of every file below a folder, by relative path."""
   return {
-      str(path.relative_to(directory)): path.read_bytes()
-      for path in sorted(directory.rglob('*'))
-      if path.is_file()
+    str(path.relative_to(directory)): path.read_bytes()
+    for path in sorted(directory.rglob('*'))
+    if path.is_file()
   }
 
 

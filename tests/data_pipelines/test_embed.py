@@ -3,9 +3,9 @@ from __future__ import annotations
 import hashlib
 import shutil
 
-from array_record.python import array_record_module
 import numpy as np
 import pytest
+from array_record.python import array_record_module
 
 from composer_jax import conditions
 from data_pipelines.dataset import load_dataset
@@ -53,7 +53,7 @@ def own(prepared, tmp_path):
 def add(directory, encoder=None, **changes):
   arguments = {'provenance': PROVENANCE, 'batch_size': 4, 'progress': False}
   return prepare_onto(
-      directory, EMBEDDED, encoder or SmallEncoder(), **(arguments | changes)
+    directory, EMBEDDED, encoder or SmallEncoder(), **(arguments | changes)
   )
 
 
@@ -137,7 +137,7 @@ def test_values_of_another_record_are_refused(own):
   path = sorted(home.glob('composer-train*'))[0]
   reader = array_record_module.ArrayRecordReader(str(path))
   write_file(home, path.name, reader.read_all()[::-1], {})
-  with pytest.raises(ValueError, match=f"expected .*; add {EMBEDDED[0]} again"):
+  with pytest.raises(ValueError, match=f'expected .*; add {EMBEDDED[0]} again'):
     load_dataset(own)[0]
 
 

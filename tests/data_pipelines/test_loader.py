@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-from collections import Counter
 import itertools
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -74,9 +74,9 @@ def test_the_global_batches_do_not_depend_on_the_processes(dataset, process_coun
   def rows(several):
     names = sorted(several[0])
     return sorted(
-        b''.join(batch[name][i].tobytes() for name in names)
-        for batch in several
-        for i in range(len(batch['image']))
+      b''.join(batch[name][i].tobytes() for name in names)
+      for batch in several
+      for i in range(len(batch['image']))
     )
 
   alone = take(batches(dataset, batch_size=6, seed=2), 12)
@@ -163,7 +163,7 @@ def test_a_position_holds_on_other_numbers_of_processes(dataset):
   rows = []
   for i in range(2):
     part = batches(
-        dataset, batch_size=4, seed=3, process_index=i, process_count=2, with_text=True
+      dataset, batch_size=4, seed=3, process_index=i, process_count=2, with_text=True
     )
     part.set_state(state)
     rows += [image.tobytes() for image in take(part, 1)[0]['image']]
@@ -197,13 +197,13 @@ def test_too_little_data_for_a_batch_is_refused(dataset):
 
 
 @pytest.mark.parametrize(
-    'arguments',
-    [
-        {'batch_size': 0},
-        {'batch_size': 5, 'process_count': 2},
-        {'batch_size': 4, 'process_count': 2, 'process_index': 2},
-        {'batch_size': 4, 'conditions': ['no such']},
-    ],
+  'arguments',
+  [
+    {'batch_size': 0},
+    {'batch_size': 5, 'process_count': 2},
+    {'batch_size': 4, 'process_count': 2, 'process_index': 2},
+    {'batch_size': 4, 'conditions': ['no such']},
+  ],
 )
 def test_senseless_arguments_are_refused(dataset, arguments):
   with pytest.raises(ValueError):

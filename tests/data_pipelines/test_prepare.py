@@ -8,9 +8,9 @@ import sys
 import time
 
 import numpy as np
-from PIL import Image
 import pytest
 import tensorflow_datasets as tfds
+from PIL import Image
 
 from composer_jax import conditions
 from data_pipelines.prepare import differences, prepare, split_keys
@@ -92,13 +92,13 @@ if __name__ == '__main__':
 
 @pytest.mark.parametrize('workers', [0, 2])
 def test_a_killed_run_is_resumed_to_the_same_bytes(
-    workers, folder, prepared, tmp_path, files_of
+  workers, folder, prepared, tmp_path, files_of
 ):
   script, out = tmp_path / 'slow.py', tmp_path / 'data'
   script.write_text(SLOW)
   run = subprocess.Popen(
-      [sys.executable, str(script), f'folder:{folder}', str(out), str(workers)],
-      env=os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)},
+    [sys.executable, str(script), f'folder:{folder}', str(out), str(workers)],
+    env=os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)},
   )
   deadline = time.monotonic() + 60
   while not list(out.glob('composer-*')):  # Until the first shard is complete.
@@ -152,16 +152,16 @@ def test_a_lost_or_cut_shard_is_made_again(folder, prepared, tmp_path, files_of)
 
 
 @pytest.mark.parametrize(
-    ('changes', 'said'),
-    [
-        ({'size': 16}, 'size: 32 there, 16 asked for'),
-        ({'seed': 1}, 'seed: 0 there, 1 asked for'),
-        ({'crop': 'random'}, "crop: 'centre' there, 'random' asked for"),
-        ({'conditions': ()}, r'conditions\.\w+: .* there, None asked for'),
-    ],
+  ('changes', 'said'),
+  [
+    ({'size': 16}, 'size: 32 there, 16 asked for'),
+    ({'seed': 1}, 'seed: 0 there, 1 asked for'),
+    ({'crop': 'random'}, "crop: 'centre' there, 'random' asked for"),
+    ({'conditions': ()}, r'conditions\.\w+: .* there, None asked for'),
+  ],
 )
 def test_other_arguments_are_refused_with_the_difference(
-    changes, said, folder, prepared, files_of
+  changes, said, folder, prepared, files_of
 ):
   before = files_of(prepared)
   with pytest.raises(ValueError, match=said):
@@ -201,10 +201,10 @@ def test_a_split_of_rejected_images_does_not_hide_the_other(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'arguments', [{'size': 1}, {'test_fraction': 1}, {'crop': 'left'}, {'shards': 0}]
+  'arguments', [{'size': 1}, {'test_fraction': 1}, {'crop': 'left'}, {'shards': 0}]
 )
 def test_arguments_out_of_range_are_refused_before_any_work(
-    arguments, folder, tmp_path
+  arguments, folder, tmp_path
 ):
   with pytest.raises(ValueError, match=str(next(iter(arguments)))):
     prepare(f'folder:{folder}', tmp_path / 'out', progress=False, **arguments)
@@ -228,8 +228,8 @@ def test_an_image_stays_in_its_split_when_others_come():
 
 
 @pytest.mark.parametrize(
-    ('count', 'fraction', 'sizes'),
-    [(1, 0.5, [1]), (2, 0.001, [1, 1]), (2, 0.999, [1, 1]), (5, 0, [5])],
+  ('count', 'fraction', 'sizes'),
+  [(1, 0.5, [1]), (2, 0.001, [1, 1]), (2, 0.999, [1, 1]), (5, 0, [5])],
 )
 def test_small_sources_are_split_sensibly(count, fraction, sizes):
   for seed in range(5):
@@ -240,7 +240,7 @@ def test_small_sources_are_split_sensibly(count, fraction, sizes):
 def test_differences_name_the_path():
   there, asked = {'a': {'b': 1, 'c': 2}, 'd': 3}, {'a': {'b': 1, 'c': 4}, 'e': 5}
   assert differences(there, asked) == [
-      'a.c: 2 there, 4 asked for',
-      'd: 3 there, None asked for',
-      'e: None there, 5 asked for',
+    'a.c: 2 there, 4 asked for',
+    'd: 3 there, None asked for',
+    'e: None there, 5 asked for',
   ]

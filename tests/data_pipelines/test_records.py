@@ -9,22 +9,24 @@ import tensorflow_datasets as tfds
 from composer_jax import conditions
 from data_pipelines.records import RecordType
 
-TYPE = RecordType({
+TYPE = RecordType(
+  {
     'image': ((4, 4, 3), 'uint8'),
     'height': ((4, 4, 1), 'float16'),
     'share': ((5,), 'float32'),
-})
+  }
+)
 
 
 def a_record():
   rng = np.random.default_rng(0)
   return {
-      'key': 'sub/é.png',
-      'text': 'crème brûlée \N{SHORTCAKE}',
-      'image': rng.integers(0, 256, (4, 4, 3)).astype(np.uint8),
-      'height': np.array([np.nan, -0.0, np.inf, 6e-8] * 4, np.float16).reshape(4, 4, 1),
-      # Ends in zero bytes, which NumPy's own byte strings would lose.
-      'share': np.array([1e-45, 1, -1, 0, 0], np.float32),
+    'key': 'sub/é.png',
+    'text': 'crème brûlée \N{SHORTCAKE}',
+    'image': rng.integers(0, 256, (4, 4, 3)).astype(np.uint8),
+    'height': np.array([np.nan, -0.0, np.inf, 6e-8] * 4, np.float16).reshape(4, 4, 1),
+    # Ends in zero bytes, which NumPy's own byte strings would lose.
+    'share': np.array([1e-45, 1, -1, 0, 0], np.float32),
   }
 
 
@@ -80,12 +82,12 @@ def test_features_survive_being_saved(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('change', 'said'),
-    [
-        ({'image': np.zeros((4, 5, 3), np.uint8)}, r'image: uint8 \(4, 5, 3\)'),
-        ({'share': np.zeros(5)}, r'share: float64 \(5,\), expected float32'),
-        ({'extra': np.zeros(1)}, 'extra'),
-    ],
+  ('change', 'said'),
+  [
+    ({'image': np.zeros((4, 5, 3), np.uint8)}, r'image: uint8 \(4, 5, 3\)'),
+    ({'share': np.zeros(5)}, r'share: float64 \(5,\), expected float32'),
+    ({'extra': np.zeros(1)}, 'extra'),
+  ],
 )
 def test_a_field_of_another_type_is_refused_by_name(change, said):
   with pytest.raises(ValueError, match=said):
@@ -100,7 +102,7 @@ def test_a_missing_field_is_refused():
 
 
 @pytest.mark.parametrize(
-    'damage', [lambda b: b[:-9], lambda b: b'\xff' * 20, lambda b: b'']
+  'damage', [lambda b: b[:-9], lambda b: b'\xff' * 20, lambda b: b'']
 )
 def test_damaged_bytes_are_refused(damage):
   with pytest.raises(ValueError, match='Prepare|prepare'):

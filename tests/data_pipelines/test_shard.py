@@ -6,25 +6,25 @@ import os
 import subprocess
 import sys
 
-from array_record.python import array_record_module
 import numpy as np
 import pytest
+from array_record.python import array_record_module
 
 from composer_jax import conditions
 from composer_jax.images import Picture, composite
 from data_pipelines import shard as shard_lib
 from data_pipelines import sources
 from data_pipelines.shard import (
-    RECEIPTS,
-    Recipe,
-    Shard,
-    background,
-    number_for,
-    prepare_one,
-    receipt_of,
-    rng_for,
-    write_file,
-    write_shard,
+  RECEIPTS,
+  Recipe,
+  Shard,
+  background,
+  number_for,
+  prepare_one,
+  receipt_of,
+  rng_for,
+  write_file,
+  write_shard,
 )
 
 ENVIRONMENT = os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)}
@@ -150,13 +150,13 @@ def test_bad_images_are_left_out_and_listed(tmp_path, folder):
 
 
 @pytest.mark.parametrize(
-    ('error', 'reason'),
-    [
-        (sources.BadRecord('caption_too_long', 'b: long'), 'caption_too_long'),
-        (ZeroDivisionError('in a decoder'), 'error:ZeroDivisionError'),
-        (OSError('a decoder that gave up'), 'error:OSError'),
-        (FileNotFoundError(errno.ENOENT, 'gone'), 'error:FileNotFoundError'),
-    ],
+  ('error', 'reason'),
+  [
+    (sources.BadRecord('caption_too_long', 'b: long'), 'caption_too_long'),
+    (ZeroDivisionError('in a decoder'), 'error:ZeroDivisionError'),
+    (OSError('a decoder that gave up'), 'error:OSError'),
+    (FileNotFoundError(errno.ENOENT, 'gone'), 'error:FileNotFoundError'),
+  ],
 )
 def test_whatever_one_image_raises_is_listed(tmp_path, troubled, error, reason):
   troubled(error)
@@ -183,7 +183,7 @@ def test_a_condition_that_fails_costs_one_image(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    'error', [KeyboardInterrupt(), OSError(errno.EIO, 'disk'), MemoryError()]
+  'error', [KeyboardInterrupt(), OSError(errno.EIO, 'disk'), MemoryError()]
 )
 def test_what_is_not_the_images_fault_stops_the_run(tmp_path, troubled, error):
   troubled(error)

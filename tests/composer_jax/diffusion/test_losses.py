@@ -30,7 +30,7 @@ def noised(schedule):
 def test_mse_is_the_mean_over_each_sample():
   got = losses.mse(jnp.asarray(X_0), jnp.asarray(NOISE))
   wanted = torch.nn.functional.mse_loss(
-      torch.from_numpy(X_0), torch.from_numpy(NOISE), reduction='none'
+    torch.from_numpy(X_0), torch.from_numpy(NOISE), reduction='none'
   )
   np.testing.assert_allclose(got, wanted.mean((1, 2, 3)), rtol=1e-5)
 
@@ -42,9 +42,9 @@ def test_min_snr_weights_equal_their_formulas(kind, gamma):
   c = coefficients(jnp.asarray(a, jnp.float32), jnp.arange(1000), 4)
   snr = a / (1 - a)
   wanted = {
-      'x0': np.minimum(snr, gamma),
-      'eps': np.minimum(gamma / snr, 1),
-      'v': np.minimum(snr, gamma) / (snr + 1),
+    'x0': np.minimum(snr, gamma),
+    'eps': np.minimum(gamma / snr, 1),
+    'v': np.minimum(snr, gamma) / (snr + 1),
   }
   for prediction, weights in wanted.items():
     got = losses.min_snr_weight(prediction, c, gamma)
@@ -79,7 +79,7 @@ def test_gaussian_kl_equals_that_of_torch_and_is_0_for_equals():
   two = normal(torch.from_numpy(m2), torch.from_numpy(np.exp(v2 / 2)))
   wanted = torch.distributions.kl_divergence(one, two)
   np.testing.assert_allclose(
-      losses.gaussian_kl(m1, v1, m2, v2), wanted, rtol=1e-4, atol=1e-6
+    losses.gaussian_kl(m1, v1, m2, v2), wanted, rtol=1e-4, atol=1e-6
   )
   np.testing.assert_array_equal(losses.gaussian_kl(m1, v1, m1, v1), 0)
 
@@ -88,9 +88,7 @@ def test_gaussian_kl_equals_that_of_torch_and_is_0_for_equals():
 @pytest.mark.parametrize('mean', [-1.1, -0.2, 0.0, 0.97])
 def test_the_probabilities_of_all_pixel_values_add_up_to_one(mean, sigma):
   pixels = (np.arange(256) / 127.5 - 1).astype(np.float32)
-  log_p = log_likelihood(
-      pixels, jnp.full(256, mean), jnp.full(256, 2 * np.log(sigma))
-  )
+  log_p = log_likelihood(pixels, jnp.full(256, mean), jnp.full(256, 2 * np.log(sigma)))
   np.testing.assert_allclose(np.exp(log_p).sum(), 1, rtol=1e-4)
 
 
@@ -130,7 +128,7 @@ def direct_bound(schedule, x_t, guess, values):
   bound = []
   for i, t in enumerate(T):
     x_0, noisy, image, value = (
-        part[i].astype(np.float64) for part in (X_0, x_t, guess, values)
+      part[i].astype(np.float64) for part in (X_0, x_t, guess, values)
     )
     true_mean, variance = posterior(schedule, max(t, 1), noisy, x_0)
     mean, _ = posterior(schedule, max(t, 1), noisy, image)

@@ -8,10 +8,10 @@ import torch
 from jax import numpy as jnp
 
 from composer_jax.diffusion.process import (
-    coefficients,
-    q_sample,
-    target,
-    to_eps_and_x0,
+  coefficients,
+  q_sample,
+  target,
+  to_eps_and_x0,
 )
 
 SCHEDULER = diffusers.DDPMScheduler(1000, beta_schedule='squaredcos_cap_v2')
@@ -38,15 +38,15 @@ def test_velocity_equals_that_of_diffusers():
 
 
 @pytest.mark.parametrize(
-    ('prediction', 'theirs'),
-    [('eps', 'epsilon'), ('v', 'v_prediction'), ('x0', 'sample')],
+  ('prediction', 'theirs'),
+  [('eps', 'epsilon'), ('v', 'v_prediction'), ('x0', 'sample')],
 )
 def test_conversions_equal_those_of_diffusers(prediction, theirs):
   scheduler = diffusers.DDIMScheduler(
-      1000,
-      beta_schedule='squaredcos_cap_v2',
-      prediction_type=theirs,
-      clip_sample=False,
+    1000,
+    beta_schedule='squaredcos_cap_v2',
+    prediction_type=theirs,
+    clip_sample=False,
   )
   scheduler.set_timesteps(1000)
   x_t = np.array(q_sample(X_0, NOISE, C))
@@ -56,7 +56,7 @@ def test_conversions_equal_those_of_diffusers(prediction, theirs):
     step = scheduler.step(*tensors(output[i]), t, *tensors(x_t[i]))
     wanted = step.pred_original_sample.numpy()
     np.testing.assert_allclose(
-        x_0[i], wanted, rtol=1e-5, atol=1e-6 * np.abs(wanted).max()
+      x_0[i], wanted, rtol=1e-5, atol=1e-6 * np.abs(wanted).max()
     )
     if t:  # Their eps shows only in where it takes them.
       a = scheduler.alphas_cumprod[t - 1].numpy()
@@ -98,8 +98,8 @@ def test_noised_images_have_the_mean_and_variance_of_q():
 
 def test_an_unknown_prediction_is_refused():
   for call in (
-      lambda: target('score', X_0, NOISE, C),
-      lambda: to_eps_and_x0('score', X_0, NOISE, C),
+    lambda: target('score', X_0, NOISE, C),
+    lambda: to_eps_and_x0('score', X_0, NOISE, C),
   ):
     with pytest.raises(ValueError, match=r"'score'.*eps"):
       call()

@@ -14,10 +14,10 @@ BETAS = {'cosine': 'squaredcos_cap_v2', 'linear': 'linear'}
 def test_equals_that_of_diffusers(kind, num_steps):
   scale = 1000 / num_steps
   theirs = diffusers.DDPMScheduler(
-      num_steps,
-      beta_start=scale * 1e-4,
-      beta_end=scale * 0.02,
-      beta_schedule=BETAS[kind],
+    num_steps,
+    beta_start=scale * 1e-4,
+    beta_end=scale * 0.02,
+    beta_schedule=BETAS[kind],
   )
   ours = make_schedule(kind, num_steps)
   np.testing.assert_allclose(ours.betas, theirs.betas.numpy(), rtol=2e-6)

@@ -25,13 +25,13 @@ def predicted_eps(x, t):
 
 def theirs(schedule, spacing, num_sample, clip):
   scheduler = diffusers.DDIMScheduler(
-      1000,
-      beta_start=1e-4,
-      beta_end=0.02,
-      beta_schedule=BETAS[schedule],
-      clip_sample=clip,
-      set_alpha_to_one=True,
-      timestep_spacing=spacing,
+    1000,
+    beta_start=1e-4,
+    beta_end=0.02,
+    beta_schedule=BETAS[schedule],
+    clip_sample=clip,
+    set_alpha_to_one=True,
+    timestep_spacing=spacing,
   )
   scheduler.set_timesteps(num_sample)
   return scheduler
@@ -39,12 +39,12 @@ def theirs(schedule, spacing, num_sample, clip):
 
 def their_step(scheduler, x, t, eta, noise, clip):
   return scheduler.step(
-      torch.from_numpy(predicted_eps(x, t)),
-      t,
-      torch.from_numpy(x),
-      eta=eta,
-      use_clipped_model_output=clip,
-      variance_noise=torch.from_numpy(noise),
+    torch.from_numpy(predicted_eps(x, t)),
+    t,
+    torch.from_numpy(x),
+    eta=eta,
+    use_clipped_model_output=clip,
+    variance_noise=torch.from_numpy(noise),
   ).prev_sample.numpy()
 
 

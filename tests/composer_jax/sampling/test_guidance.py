@@ -14,12 +14,12 @@ from composer_jax.sampling.loop import initial_noise, sample, timesteps
 ALPHAS = jnp.asarray(make_schedule('cosine').alphas_cumprod, jnp.float32)
 X_T = np.random.default_rng(0).normal(size=(3, 4, 4, 2)).astype(np.float32)
 CONDITIONS = {
-    'hue': np.random.default_rng(1).normal(size=(3, 2)).astype(np.float32),
-    'shade': np.array([40, 200, 90], np.uint8),
+  'hue': np.random.default_rng(1).normal(size=(3, 2)).astype(np.float32),
+  'shade': np.array([40, 200, 90], np.uint8),
 }
 KEPT = {
-    'hue': np.array([True, True, False]),
-    'shade': np.array([True, False, False]),
+  'hue': np.array([True, True, False]),
+  'shade': np.array([True, False, False]),
 }
 
 

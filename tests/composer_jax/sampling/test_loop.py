@@ -67,12 +67,12 @@ def test_each_step_goes_to_the_next_timestep_and_the_last_to_the_clean_image(spa
     return jnp.concatenate([x_t[:, 1:], row[None, None]], axis=1)
 
   got = sample(
-      lambda x_t, t: (jnp.full_like(x_t, t), x_t),
-      record,
-      jnp.zeros((1, 7, 5)),
-      ALPHAS,
-      times,
-      keys_of([0]),
+    lambda x_t, t: (jnp.full_like(x_t, t), x_t),
+    record,
+    jnp.zeros((1, 7, 5)),
+    ALPHAS,
+    times,
+    keys_of([0]),
   )[0]
   np.testing.assert_array_equal(got[:, 0], times)
   np.testing.assert_array_equal(got[:, 4], times)
@@ -160,9 +160,9 @@ def test_new_eta_seeds_noise_and_schedule_compile_nothing():
     return sample(counting, ddim(eta), x_T, alphas, steps, keys)
 
   for seed, eta, schedule, spacing in [
-      (0, 0.0, 'cosine', 'leading'),
-      (1, 0.3, 'linear', 'trailing'),
-      (2, 1.0, 'cosine', 'linspace'),
+    (0, 0.0, 'cosine', 'leading'),
+    (1, 0.3, 'linear', 'trailing'),
+    (2, 1.0, 'cosine', 'linspace'),
   ]:
     keys = keys_of([seed, seed + 10])
     alphas = make_schedule(schedule).alphas_cumprod.astype(np.float32)

@@ -10,10 +10,9 @@ import pytest
 
 from data_pipelines.engines import local
 
-
 # Spawned workers import the work by the name of its module.
 sys.path.append(os.path.dirname(__file__))
-import chores  # noqa: E402
+import chores
 
 TASKS = [chores.Task(f'shard-{i}', i) for i in range(7)]
 
@@ -28,7 +27,7 @@ def no_process_is_left():
 def test_all_tasks_are_done_whatever_the_workers(workers):
   results = list(local.run(chores.square, TASKS, workers=workers))
   assert sorted(results, key=lambda pair: pair[0].number) == [
-      (task, task.number**2) for task in TASKS
+    (task, task.number**2) for task in TASKS
   ]
 
 

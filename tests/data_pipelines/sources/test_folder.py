@@ -82,11 +82,11 @@ def test_companions_are_passed_over_and_other_files_are_counted(tmp_path):
   (tmp_path / 'empty.png').touch()
   source = FolderSource(str(tmp_path))
   assert outcomes(source) == {
-      'a.png': 'whatever',
-      'empty.png': 'not_an_image',
-      'letter.png': 'not_an_image',
-      'model.safetensors': 'not_an_image',
-      'notes.pdf': 'not_an_image',
+    'a.png': 'whatever',
+    'empty.png': 'not_an_image',
+    'letter.png': 'not_an_image',
+    'model.safetensors': 'not_an_image',
+    'notes.pdf': 'not_an_image',
   }
 
 
@@ -108,30 +108,30 @@ def test_a_stamp_collection_of_odd_images(tmp_path):
   source = FolderSource(str(tmp_path))
   reasons = {os.path.basename(key): what for key, what in outcomes(source).items()}
   assert reasons == {
-      'cat bits.png': '',
-      'cat deep.png': '',
-      'cat gray.png': '',
-      'cat half.png': 'truncated',
-      'cat ink.jpg': '',
-      'cat palette.png': '',
-      'cat.png': '',
-      'dot.png': 'too_small',
+    'cat bits.png': '',
+    'cat deep.png': '',
+    'cat gray.png': '',
+    'cat half.png': 'truncated',
+    'cat ink.jpg': '',
+    'cat palette.png': '',
+    'cat.png': '',
+    'dot.png': 'too_small',
   }
 
 
 def test_unusual_names_have_printable_unique_keys_and_load(tmp_path):
   names = [
-      'a b.png',
-      'caf\xe9.png',
-      'cafe\u0301.png',
-      '\u732b.png',
-      '\U0001f431.png',
-      "quote'\".png",
-      '100%.png',
-      'line\nbreak.png',
-      'line\\nbreak.png',
-      '-rf.png',
-      'no extension',
+    'a b.png',
+    'caf\xe9.png',
+    'cafe\u0301.png',
+    '\u732b.png',
+    '\U0001f431.png',
+    'quote\'".png',
+    '100%.png',
+    'line\nbreak.png',
+    'line\\nbreak.png',
+    '-rf.png',
+    'no extension',
   ]
   for name in names:
     write_png(tmp_path / name)
@@ -178,10 +178,10 @@ def test_captions_come_from_tables(tmp_path, table, suffix, file_field, caption_
   (tmp_path / 'd.txt').write_text('beside')
   source = FolderSource(str(tmp_path))
   assert outcomes(source) == {
-      'a.png': 'one, "two"',
-      'c.png': '',
-      'd.png': 'beside',
-      'deep/b.png': 'zwei\nZeilen 猫',
+    'a.png': 'one, "two"',
+    'c.png': '',
+    'd.png': 'beside',
+    'deep/b.png': 'zwei\nZeilen 猫',
   }
 
 
@@ -199,27 +199,27 @@ def test_captions_that_cannot_be_used_cost_one_image_each(tmp_path):
   write_png(tmp_path / 'g.png')
   source = FolderSource(str(tmp_path))
   assert {key[0]: what for key, what in outcomes(source).items()} == {
-      'a': 'x' * 10_000,
-      'b': 'caption_too_long',
-      'c': 'caption_too_long',
-      'd': 'caption_not_utf8',
-      'e': 'caption_too_long',
-      'f': 'fine',
-      'g': 'caption_not_utf8',
+    'a': 'x' * 10_000,
+    'b': 'caption_too_long',
+    'c': 'caption_too_long',
+    'd': 'caption_not_utf8',
+    'e': 'caption_too_long',
+    'f': 'fine',
+    'g': 'caption_not_utf8',
   }
 
 
 @pytest.mark.parametrize(
-    ('name', 'content', 'message'),
-    [
-        ('captions.jsonl', '{"file": "a.png", "text": ""}\n{"file', 'line 2: not JSON'),
-        ('captions.jsonl', '["a.png", "x"]\n', 'line 1: not a JSON object'),
-        ('captions.jsonl', '{"file": "a.png", "title": "x"}\n', 'caption or text'),
-        ('captions.jsonl', '{"file": "a.png", "text": 7}\n', 'caption or text'),
-        ('captions.csv', 'path,caption\na.png,x\n', 'file_name or file or image'),
-        ('captions.csv', 'file,caption\na.png,"x" y\n', 'line 2: not CSV'),
-        ('metadata.csv', 'file,caption\nother.png,x\n', "'other.png'"),
-    ],
+  ('name', 'content', 'message'),
+  [
+    ('captions.jsonl', '{"file": "a.png", "text": ""}\n{"file', 'line 2: not JSON'),
+    ('captions.jsonl', '["a.png", "x"]\n', 'line 1: not a JSON object'),
+    ('captions.jsonl', '{"file": "a.png", "title": "x"}\n', 'caption or text'),
+    ('captions.jsonl', '{"file": "a.png", "text": 7}\n', 'caption or text'),
+    ('captions.csv', 'path,caption\na.png,x\n', 'file_name or file or image'),
+    ('captions.csv', 'file,caption\na.png,"x" y\n', 'line 2: not CSV'),
+    ('metadata.csv', 'file,caption\nother.png,x\n', "'other.png'"),
+  ],
 )
 def test_a_malformed_table_is_refused_and_named(tmp_path, name, content, message):
   write_png(tmp_path / 'a.png')
@@ -256,11 +256,11 @@ def test_files_that_cannot_be_opened_are_counted(tmp_path):
   source = FolderSource(str(tmp_path))
   (tmp_path / 'gone.png').unlink()
   assert outcomes(source) == {
-      'a.png': '',
-      'dangling.png': 'inaccessible',
-      'gone.png': 'inaccessible',
-      'loop.png': 'inaccessible',
-      'pipe.png': 'not_an_image',
+    'a.png': '',
+    'dangling.png': 'inaccessible',
+    'gone.png': 'inaccessible',
+    'loop.png': 'inaccessible',
+    'pipe.png': 'not_an_image',
   }
 
 

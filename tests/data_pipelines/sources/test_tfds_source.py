@@ -36,7 +36,8 @@ def jpeg(value):
 @pytest.fixture(scope='module')
 def prepare(tmp_path_factory):
   """Writes a small data set, in which the image of example i has red i, once for
-  each set of features, and returns the folder of its version."""
+  each set of features, and returns the folder of its version.
+  """
   made = {}
 
   def make(name, features, example):
@@ -49,10 +50,10 @@ def prepare(tmp_path_factory):
 
       def _info(self):
         return tfds.core.DatasetInfo(
-            builder=self,
-            features=FEATURES.FeaturesDict(features),
-            license='CC0 1.0',
-            citation='Somebody, 2020',
+          builder=self,
+          features=FEATURES.FeaturesDict(features),
+          license='CC0 1.0',
+          citation='Somebody, 2020',
         )
 
       def _split_generators(self, download_manager):
@@ -75,8 +76,8 @@ def prepare(tmp_path_factory):
 @pytest.fixture
 def classes(prepare):
   features = {
-      'image': FEATURES.Image(shape=(None, None, 4)),
-      'label': FEATURES.ClassLabel(names=['tabby_cat', 'dog']),
+    'image': FEATURES.Image(shape=(None, None, 4)),
+    'label': FEATURES.ClassLabel(names=['tabby_cat', 'dog']),
   }
   return prepare('classes', features, lambda i: {'image': png(i), 'label': i % 2})
 
@@ -115,9 +116,9 @@ def run(program, *arguments, **variables):
 
 def test_a_data_set_is_found_by_name_where_the_environment_says(classes):
   program = (
-      'from data_pipelines.sources import open_source;'
-      'print(len(open_source("tfds:classes").keys()));'
-      'print(len(open_source("tfds:classes:1.0.0@train").keys()))'
+    'from data_pipelines.sources import open_source;'
+    'print(len(open_source("tfds:classes").keys()));'
+    'print(len(open_source("tfds:classes:1.0.0@train").keys()))'
   )
   root, _ = classes
   assert run(program, TFDS_DATA_DIR=str(root)) == ['8', '5']
@@ -131,24 +132,24 @@ def test_absent_data_are_one_clear_error_and_nothing_is_downloaded(where):
 
 def test_captions_and_several_captions(prepare):
   features = {
-      'image': FEATURES.Image(),
-      'caption': FEATURES.Text(),
-      'label': FEATURES.ClassLabel(names=['x']),
+    'image': FEATURES.Image(),
+    'caption': FEATURES.Text(),
+    'label': FEATURES.ClassLabel(names=['x']),
   }
   _, path = prepare(
-      'one_caption',
-      features,
-      lambda i: {'image': jpeg(i), 'caption': f' nummer {i} ü', 'label': 0},
+    'one_caption',
+    features,
+    lambda i: {'image': jpeg(i), 'caption': f' nummer {i} ü', 'label': 0},
   )
   captions = {open_source(f'tfds:{path}@test').load(i, 8).caption for i in range(3)}
   assert captions == {'nummer 0 ü', 'nummer 1 ü', 'nummer 2 ü'}
   features = {
-      'image': FEATURES.Image(),
-      'captions': FEATURES.Sequence({'id': np.int64, 'text': FEATURES.Text()}),
+    'image': FEATURES.Image(),
+    'captions': FEATURES.Sequence({'id': np.int64, 'text': FEATURES.Text()}),
   }
   texts = [{'id': 1, 'text': 'first'}, {'id': 2, 'text': 'second'}]
   _, path = prepare(
-      'many_captions', features, lambda i: {'image': jpeg(i), 'captions': texts[:i]}
+    'many_captions', features, lambda i: {'image': jpeg(i), 'captions': texts[:i]}
   )
   captions = [open_source(f'tfds:{path}@test').load(i, 8).caption for i in range(3)]
   assert sorted(captions) == ['', 'first', 'first']
@@ -156,9 +157,9 @@ def test_captions_and_several_captions(prepare):
 
 def test_an_image_alone_has_no_caption_and_a_bad_one_is_refused(prepare):
   _, path = prepare(
-      'bare',
-      {'picture': FEATURES.Image()},
-      lambda i: {'picture': png(i) if i else io.BytesIO(b'these are not pixels')},
+    'bare',
+    {'picture': FEATURES.Image()},
+    lambda i: {'picture': png(i) if i else io.BytesIO(b'these are not pixels')},
   )
   source = open_source(f'tfds:{path}@test')
   reasons = []
@@ -191,9 +192,9 @@ def test_another_process_reads_the_same_without_tensorflow(classes, tmp_path):
   source.load(0, 8)
   (tmp_path / 'source').write_bytes(pickle.dumps(source))
   program = (
-      'import pickle, sys; source = pickle.load(open(sys.argv[1], "rb"));'
-      'print(*(source.load(i, 8).picture.pixels[0, 0, 0] for i in range(8)));'
-      'print("tensorflow" in sys.modules)'
+    'import pickle, sys; source = pickle.load(open(sys.argv[1], "rb"));'
+    'print(*(source.load(i, 8).picture.pixels[0, 0, 0] for i in range(8)));'
+    'print("tensorflow" in sys.modules)'
   )
   printed = run(program, tmp_path / 'source')
   reds = [str(source.load(i, 8).picture.pixels[0, 0, 0]) for i in range(8)]

