@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 from typing import Any
 
@@ -41,11 +40,10 @@ class Checkpoints:
         that it can be read alone.
       data: position in the data, as JSON has it.
     """
-    rest = dataclasses.replace(state, ema=None)
     self._manager.save(
       step,
       args=ocp.args.Composite(
-        state=ocp.args.StandardSave(vars(rest)),
+        state=ocp.args.StandardSave(_without_average(state)),
         ema=ocp.args.StandardSave(state.ema),
         data=ocp.args.JsonSave(data),
       ),
@@ -54,11 +52,10 @@ class Checkpoints:
 
   def restore(self, step: int, shapes: TrainState) -> tuple[TrainState, dict[str, Any]]:
     """Reads a checkpoint into the given shapes and shardings."""
-    rest = dataclasses.replace(shapes, ema=None)
     items = self._manager.restore(
       step,
       args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(vars(rest)),
+        state=ocp.args.StandardRestore(_without_average(shapes)),
         ema=ocp.args.StandardRestore(shapes.ema),
         data=ocp.args.JsonRestore(),
       ),
@@ -78,6 +75,10 @@ class Checkpoints:
 
   def close(self) -> None:
     self._manager.close()
+
+
+def _without_average(state: TrainState) -> dict[str, Any]:
+  return {name: value for name, value in vars(state).items() if name != 'ema'}
 
 
 def load_average(

@@ -15,6 +15,7 @@ VERBS = {
 
 
 def usage() -> str:
+  """What `composer-jax --help` prints."""
   lines = [f'  {verb:10} {what}' for verb, what in VERBS.items()]
   return '\n'.join(
     [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -57,7 +57,9 @@ class TrainedEncoder:
       return unit_length(clip.image_embedding(normalise(images, size)))
 
     @jax.jit
-    def embed_captions(weights: nnx.State, tokens: jax.Array):
+    def embed_captions(
+      weights: nnx.State, tokens: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
       clip: Clip = nnx.merge(graph, weights)
       words, sentence = clip.text_embedding(tokens)
       return words, unit_length(sentence)
@@ -72,14 +74,17 @@ class TrainedEncoder:
     return _in_batches(functools.partial(self._embed_captions, self._weights), tokens)
 
 
-def _in_batches(function, rows: np.ndarray, size: int = 64) -> Any:
+def _in_batches(
+  function: Callable[[np.ndarray], Any], rows: np.ndarray, size: int = 64
+) -> Any:
   """Applies a compiled function to rows, padded to one batch size."""
   results = []
   for begin in range(0, len(rows), size):
     part = rows[begin : begin + size]
     padded = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
     result = jax.device_get(function(padded))
-    results.append(jax.tree.map(lambda x, n=len(part): x[:n], result))
+    kept = len(part)
+    results.append(jax.tree.map(lambda x, kept=kept: x[:kept], result))
   return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
 
 
@@ -138,9 +143,9 @@ class Composer:
   def __init__(self, stages: list[Denoising], encoder: TrainedEncoder | None):
     self._stages, self.encoder = stages, encoder
     base = stages[0]
-    self.names = base.config.model.conditions
+    self.names = base.config.unet.conditions
     self.condition_shapes = base.condition_shapes
-    self.image_size = stages[-1].config.model.image_size
+    self.image_size = stages[-1].config.unet.image_size
     sides = [s[0] for s in base.condition_shapes.values() if len(s) == 3]
     self.condition_size = sides[0] if sides else self.image_size
     self.fingerprint = [[stage.step, stage.config.to_json()] for stage in stages]

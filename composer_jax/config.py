@@ -7,12 +7,10 @@ import json
 import pathlib
 import types
 import typing
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from composer_jax.models.clip import ClipConfig
 from composer_jax.models.unet import UNetConfig
-
-T = TypeVar('T')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +150,22 @@ class Config:
   mesh: MeshConfig = MeshConfig()
   sample: SampleConfig = SampleConfig()
 
+  @property
+  def unet(self) -> UNetConfig:
+    """The model of a diffusion stage."""
+    if not isinstance(self.model, UNetConfig):
+      raise TypeError(f'A {self.stage} stage has no U-Net.')
+    return self.model
+
+  @property
+  def clip(self) -> ClipConfig:
+    """The model of the dual encoder."""
+    if not isinstance(self.model, ClipConfig):
+      raise TypeError(f'A {self.stage} stage has no dual encoder.')
+    return self.model
+
   def to_json(self) -> str:
+    """All fields, as `load` reads them back."""
     return json.dumps(dataclasses.asdict(self), indent=2) + '\n'
 
 
@@ -188,8 +201,8 @@ def _convert(value: Any, kind: Any, path: str) -> Any:
   return value
 
 
-def _build(kind: type[T], values: Any, path: str) -> T:
-  fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+def _build(kind: Any, values: Any, path: str) -> Any:
+  fields = [field.name for field in dataclasses.fields(kind)]
   unknown = [name for name in values if name not in fields]
   if unknown:
     raise ValueError(

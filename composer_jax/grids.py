@@ -32,7 +32,7 @@ class GridSampler:
     config = stage.config
     self._config = config
     self._images = np.stack([record['image'] for record in records])
-    chosen = by_name(config.model.conditions)
+    chosen = by_name(config.unet.conditions)
     self._stored = {
       c.name: np.stack(
         [
@@ -53,11 +53,11 @@ class GridSampler:
   def __call__(self, state: TrainState, step: int) -> np.ndarray:
     """Draws the grid: uint8 (rows * S, columns * S, 3)."""
     config, names = self._config, list(self._stored)
-    size = config.model.image_size
+    size = config.unet.image_size
     keys = jax.vmap(jax.random.key)(jnp.arange(len(self._images)))
     low_res = None
-    if config.model.low_res_size:
-      low_res = to_float(jnp.asarray(self._images), config.model.low_res_size)
+    if config.unet.low_res_size:
+      low_res = to_float(jnp.asarray(self._images), config.unet.low_res_size)
     original = np.asarray(to_float(jnp.asarray(self._images), size))
     columns = [original]
     for wanted in (names, *([name] for name in names)):

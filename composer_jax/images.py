@@ -301,8 +301,10 @@ _SLOPE = (29 / 6) ** 2 / 3
 
 @functools.cache
 def _lab_tables() -> tuple[np.ndarray, ...]:
-  """Constants of both conversions, in float32: the linear value of each of the
-  256 codes, and row-vector matrices between RGB, XYZ / white and Lab.
+  """Constants of both conversions, in float32.
+
+  They are the linear value of each of the 256 codes, and row-vector matrices between
+  RGB, XYZ / white and Lab.
   """
   code = np.arange(256) / 255
   linear = np.where(code <= 0.04045, code / 12.92, ((code + 0.055) / 1.055) ** 2.4)

@@ -9,6 +9,7 @@ import io
 import json
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -42,8 +43,10 @@ class Recipe:
   conditions: Mapping[str, np.ndarray]
 
   def to_json(self) -> str:
+    """The recipe as text; the conditions are a base64 of NumPy's npz."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **self.conditions)
+    arrays: dict[str, Any] = dict(self.conditions)
+    np.savez_compressed(buffer, **arrays)
     plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
     plain['conditions'] = base64.b64encode(buffer.getvalue()).decode()
     return json.dumps({'version': __version__, **plain})

@@ -195,7 +195,9 @@ class _Stack:
     self._names, self._with_text = names, with_text
 
   def __call__(self, records: Sequence[Record]) -> dict[str, Any]:
-    batch = {name: np.stack([r[name] for r in records]) for name in self._names}
+    batch: dict[str, Any] = {
+      name: np.stack([r[name] for r in records]) for name in self._names
+    }
     if self._with_text:
       batch['text'] = [record['text'] for record in records]
     return batch

@@ -25,9 +25,9 @@ import os
 import pathlib
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from importlib import metadata
-from typing import Any
+from typing import Any, Literal
 
 import tqdm
 
@@ -51,7 +51,7 @@ REJECTED = 'rejected.jsonl'
 IMAGES_PER_SHARD = 512
 """Seconds of work, so that little is lost with a worker and progress is seen."""
 
-Engine = Callable[..., Iterator[tuple[Shard, dict[str, Any]]]]
+Engine = Callable[..., Generator[tuple[Shard, dict[str, Any]]]]
 """Like `engines.local.run`."""
 
 # The packages whose versions can change what is written.
@@ -66,7 +66,7 @@ def prepare(
   shards: int | None = None,
   conditions: Iterable[str] | None = None,
   workers: int = 0,
-  crop: str = 'centre',
+  crop: Literal['centre', 'random'] = 'centre',
   seed: int = 0,
   test_fraction: float = 1 / 16,
   engine: Engine = local.run,
@@ -228,8 +228,9 @@ def _run_missing(
 ) -> dict[str, dict[str, Any]]:
   """Receipts by file name, after running the shards that have none yet."""
   out = pathlib.Path(recipe.directory)
-  receipts = {task.name: receipt_of(out, task.name) for task in tasks}
-  missing = [task for task in tasks if receipts[task.name] is None]
+  found = {task.name: receipt_of(out, task.name) for task in tasks}
+  receipts = {name: receipt for name, receipt in found.items() if receipt is not None}
+  missing = [task for task in tasks if task.name not in receipts]
   total = sum(len(task.indices) for task in tasks)
   done = total - sum(len(task.indices) for task in missing)
   bar = tqdm.tqdm(

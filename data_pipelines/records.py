@@ -60,7 +60,9 @@ class RecordType:
       as uint8 (size, size, 3), and each condition as its spec says.
     """
     specs = {condition.name: condition.spec(size) for condition in conditions}
-    arrays = {'image': ((size, size, 3), 'uint8')}
+    arrays: dict[str, tuple[tuple[int, ...], str]] = {
+      'image': ((size, size, 3), 'uint8')
+    }
     arrays |= {name: (spec.shape, spec.dtype) for name, spec in specs.items()}
     return cls(arrays)
 

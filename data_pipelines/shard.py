@@ -16,7 +16,7 @@ import pathlib
 import secrets
 import shutil
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from array_record.python import array_record_module
@@ -46,7 +46,7 @@ class Recipe:
   source: str
   directory: str
   size: int
-  crop: str
+  crop: Literal['centre', 'random']
   seed: int
   conditions: tuple[str, ...]
 

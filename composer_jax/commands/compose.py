@@ -14,7 +14,8 @@ from composer_jax.images import open_image
 
 EPILOG = """examples:
   the lines and the colours of one image:
-    composer-jax compose --model demo/model --from a.png --use sketch,palette --out c.png
+    composer-jax compose --model demo/model --from a.png --use sketch,palette \\
+      --out c.png
   the lines of one, the colours of another:
     composer-jax compose --model demo/model --from a.png --use sketch \\
       --from b.png --use palette --out c.png
@@ -46,6 +47,7 @@ def parse_palette(text: str) -> np.ndarray:
 
 
 def main(argv: list[str]) -> int:
+  """Runs the verb; returns its exit status."""
   parser = argparse.ArgumentParser(
     prog='composer-jax compose',
     description='Makes an image from any conditions of any images.',

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from composer_jax.images import encode_png, open_image
 
 
 def main(argv: list[str]) -> int:
+  """Runs the verb; returns its exit status."""
   parser = argparse.ArgumentParser(
     prog='composer-jax decompose',
     description='Writes the conditions of an image: conditions.npz with one array'
@@ -42,7 +44,8 @@ def main(argv: list[str]) -> int:
   )
 
   flags.out.mkdir(parents=True, exist_ok=True)
-  np.savez_compressed(flags.out / 'conditions.npz', image=square.pixels, **found)
+  arrays: dict[str, Any] = {'image': square.pixels, **found}
+  np.savez_compressed(flags.out / 'conditions.npz', **arrays)
   about = {
     'version': __version__,
     'image': flags.image.name,

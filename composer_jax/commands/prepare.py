@@ -24,6 +24,7 @@ def _names(text: str) -> list[str]:
 
 
 def main(argv: list[str]) -> int:
+  """Runs the verb; returns its exit status."""
   parser = argparse.ArgumentParser(
     prog='composer-jax prepare',
     description='Decodes images, extracts their conditions, writes shards of'

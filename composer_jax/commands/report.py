@@ -10,6 +10,7 @@ from typing import Any
 
 
 def main(argv: list[str]) -> int:
+  """Runs the verb; returns its exit status."""
   parser = argparse.ArgumentParser(
     prog='composer-jax report',
     description='Recomposes held-out images, measures what became of each condition,'

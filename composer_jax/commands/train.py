@@ -8,7 +8,7 @@ import json
 import pathlib
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,6 +20,7 @@ from composer_jax.grids import GridSampler
 from composer_jax.models.tokenizer import Tokenizer
 from composer_jax.training import loop
 from composer_jax.training.stages import Diffusion, DualEncoder
+from composer_jax.training.step import Stage
 from data_pipelines.loader import Batches, PreparedDataset, batches, load_dataset
 
 Encode = Callable[[dict[str, Any]], dict[str, np.ndarray]]
@@ -51,11 +52,11 @@ def fit_tokenizer(
         ' encoder with. Train the base model without caption and semantics:'
         " --config.model.conditions=\"('palette','sketch','mask')\"."
       )
-    model = config.model
+    model = config.clip
     tokenizer = Tokenizer.train(texts, model.vocab_size, model.context_length)
     tokenizer.save(folder)
   model = dataclasses.replace(
-    config.model,
+    config.clip,
     vocab_size=tokenizer.vocab_size,
     end_token=tokenizer.end_token,
   )
@@ -84,7 +85,72 @@ def write_config(config: Config, workdir: pathlib.Path) -> None:
   path.write_text(config.to_json())
 
 
+class Setup(NamedTuple):
+  """What a run is made of, once its data are known.
+
+  Attributes:
+    config: completed by what the data decide.
+    stage: model and loss.
+    source: batches.
+    shapes: stored shape of each condition that the model takes.
+    sampler: draws grids of samples, or None.
+  """
+
+  config: Config
+  stage: Stage
+  source: loop.Input
+  shapes: dict[str, tuple[int, ...]]
+  sampler: loop.Sampler | None
+
+
+def _dual_encoder(
+  config: Config, dataset: PreparedDataset, workdir: pathlib.Path
+) -> Setup:
+  config, tokenizer = fit_tokenizer(config, dataset, workdir)
+
+  def encode(batch: dict[str, Any]) -> dict[str, np.ndarray]:
+    texts = batch['text']
+    with warnings.catch_warnings():  # Once a run is enough; see fit_tokenizer.
+      warnings.simplefilter('ignore')
+      tokens = tokenizer.encode(texts)
+    said = np.array([bool(text) for text in texts])
+    return {'image': batch['image'], 'tokens': tokens, 'has_text': said}
+
+  source = _batches(config, dataset, conditions=(), with_text=True)
+  return Setup(config, DualEncoder(config), Encoded(source, encode), {}, None)
+
+
+def _diffusion(config: Config, dataset: PreparedDataset) -> Setup:
+  names = config.unet.conditions
+  source = _batches(config, dataset, conditions=names)
+  begin = source.get_state()
+  first = next(source)
+  source.set_state(begin)
+  shapes = {name: first[name].shape[1:] for name in names}
+  stage = Diffusion(config, shapes)
+  sampler = None
+  if config.train.sample_every:
+    held_out = load_dataset(config.data.path, 'test')
+    rows = range(min(8, len(held_out)))
+    sampler = GridSampler(stage, [held_out[row] for row in rows])
+  return Setup(config, stage, source, shapes, sampler)
+
+
+def _batches(config: Config, dataset: PreparedDataset, **wanted: Any) -> Batches:
+  return batches(
+    dataset,
+    batch_size=config.data.batch_size,
+    seed=config.train.seed,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+    flip=config.data.flip,
+    workers=config.data.workers,
+    **wanted,
+  )
+
+
 def main(argv: list[str]) -> int:
+  """Runs the verb; returns its exit status."""
   parser = argparse.ArgumentParser(
     prog='composer-jax train',
     description='Trains one stage, or goes on where it was interrupted.',
@@ -103,52 +169,18 @@ def main(argv: list[str]) -> int:
   workdir.mkdir(parents=True, exist_ok=True)
 
   dataset = load_dataset(config.data.path, 'train')
-  options = {
-    'batch_size': config.data.batch_size,
-    'seed': config.train.seed,
-    'process_index': jax.process_index(),
-    'process_count': jax.process_count(),
-    'flip': config.data.flip,
-    'workers': config.data.workers,
-  }
-  sampler = None
   if config.stage == 'dual_encoder':
-    config, tokenizer = fit_tokenizer(config, dataset, workdir)
-
-    def encode(batch: dict[str, Any]) -> dict[str, np.ndarray]:
-      texts = batch['text']
-      said = np.array([bool(text) for text in texts])
-      with warnings.catch_warnings():  # Once a run is enough; see fit_tokenizer.
-        warnings.simplefilter('ignore')
-        tokens = tokenizer.encode(texts)
-      return {
-        'image': batch['image'],
-        'tokens': tokens,
-        'has_text': said,
-      }
-
-    source = Encoded(batches(dataset, conditions=(), with_text=True, **options), encode)
-    stage, shapes = DualEncoder(config), {}
+    setup = _dual_encoder(config, dataset, workdir)
   else:
-    names = config.model.conditions
-    source = batches(dataset, conditions=names, **options)
-    first = next(source)
-    source.set_state({**source.get_state(), 'next_batch': 0})
-    shapes = {name: first[name].shape[1:] for name in names}
-    stage = Diffusion(config, shapes)
-    if config.train.sample_every:
-      held_out = load_dataset(config.data.path, 'test')
-      rows = range(min(8, len(held_out)))
-      sampler = GridSampler(stage, [held_out[row] for row in rows])
-
-  write_config(config, workdir)
+    setup = _diffusion(config, dataset)
+  write_config(setup.config, workdir)
   inputs = {
-    'condition_shapes': shapes,
+    'condition_shapes': setup.shapes,
     'data': {key: dataset.info[key] for key in ('source', 'licence', 'credit')},
     'digest': dataset.info['digest'],
   }
   (workdir / INPUTS).write_text(json.dumps(inputs, indent=2) + '\n')
-  run = loop.train(config, stage, source, workdir, sampler)
+  run = loop.train(setup.config, setup.stage, setup.source, workdir, setup.sampler)
   if run.finished:
     print(f'Trained {run.step} steps; the model is in {workdir}.')
   else:

@@ -44,7 +44,7 @@ class Caption(Condition):
     said = np.array([bool(caption) for caption in captions])
     return np.where(said[:, None, None], stored, 0).astype(np.float16)
 
-  def present(self, stored: jax.Array) -> jax.Array:
+  def present(self, stored: jax.Array | np.ndarray) -> jax.Array:
     return jnp.any(stored != 0, axis=(-2, -1))
 
   def features(self, stored: jax.Array) -> GlobalFeatures:

@@ -114,14 +114,17 @@ class Condition(abc.ABC):
     """
     raise NotImplementedError(f'{self.name} is not made by an encoder.')
 
-  def present(self, stored: jax.Array) -> jax.Array:
+  def present(self, stored: jax.Array | np.ndarray) -> jax.Array:
     """Whether each sample of a batch has the condition at all: bool (B,)."""
     return jax.numpy.ones(stored.shape[:1], bool)
 
   @abc.abstractmethod
   def features(self, stored: jax.Array) -> jax.Array | GlobalFeatures:
-    """Network input for a batch of stored values: a (B, S, S, C) map in about
-    [-1, 1] for a local condition, `GlobalFeatures` for a global one.
+    """Network input for a batch of stored values.
+
+    Returns:
+      A (B, S, S, C) map in about [-1, 1] for a local condition, `GlobalFeatures` for
+      a global one.
     """
 
   @abc.abstractmethod

@@ -18,7 +18,7 @@ def hide_half(size: int, rng: np.random.Generator) -> np.ndarray:
   """Hides one half of the image; bool (S, S), True where hidden."""
   hidden = np.zeros((size, size), bool)
   hidden[: size // 2] = True
-  return np.rot90(hidden, rng.integers(4))
+  return np.rot90(hidden, int(rng.integers(4)))
 
 
 def hide_rectangle(size: int, rng: np.random.Generator) -> np.ndarray:

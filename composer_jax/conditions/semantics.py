@@ -55,7 +55,7 @@ class Semantics(Condition):
   ) -> np.ndarray:
     return encoder.embed_images(images).astype(np.float16)
 
-  def present(self, stored: jax.Array) -> jax.Array:
+  def present(self, stored: jax.Array | np.ndarray) -> jax.Array:
     return jnp.any(stored != 0, axis=-1)
 
   def features(self, stored: jax.Array) -> GlobalFeatures:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pathlib
+from typing import Any
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -120,10 +121,10 @@ def draw_svg(curve: Curve) -> str:
   low, high = _bounds(height)
   first, last = float(curve.steps[0]), float(curve.steps[-1])
 
-  def x(step: float | np.ndarray):
+  def x(step: Any) -> Any:
     return _LEFT + (step - first) / (last - first) * (_WIDTH - _LEFT - _RIGHT)
 
-  def y(value: float | np.ndarray):
+  def y(value: Any) -> Any:
     inner = _HEIGHT - _TOP - _BOTTOM
     return _TOP + (1 - np.clip((value - low) / (high - low), 0, 1)) * inner
 

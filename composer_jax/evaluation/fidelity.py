@@ -27,8 +27,8 @@ class Compose(Protocol):
 
   def __call__(
     self,
-    stored: dict[str, np.ndarray],
-    kept: dict[str, np.ndarray] | None = None,
+    stored: Mapping[str, np.ndarray],
+    kept: Mapping[str, np.ndarray] | None = None,
     *,
     seeds: np.ndarray,
   ) -> np.ndarray:

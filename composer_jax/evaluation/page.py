@@ -90,15 +90,16 @@ def _part(held_out: HeldOut, outcome: Outcome, index: int) -> dict[str, Any]:
   """One condition of one image, and what was composed from it alone."""
   (name,) = outcome.given
   fidelity = outcome.fidelities.get(name)
-  score = None
+  metric = score = None
   if fidelity is not None and index in fidelity.indices:
     place = int(np.flatnonzero(fidelity.indices == index)[0])
+    metric = fidelity.headline.name
     score = float(fidelity.headline.asked.values[place])
   return {
     'name': name,
     'drawn': _draw(held_out, name, index),
     'composed': _uri(outcome.images[index]),
-    'metric': None if score is None else fidelity.headline.name,
+    'metric': metric,
     'score': score,
   }
 

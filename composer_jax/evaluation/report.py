@@ -42,18 +42,30 @@ _BLOCK = 32
 class Composer(Protocol):
   """What a report asks of a model; `composer.Composer` is one."""
 
-  names: Sequence[str]
-  image_size: int
-  condition_size: int
-  encoder: Encoder | None
-  fingerprint: Any
-  compose: Compose
+  @property
+  def names(self) -> Sequence[str]: ...
+
+  @property
+  def image_size(self) -> int: ...
+
+  @property
+  def condition_size(self) -> int: ...
+
+  @property
+  def encoder(self) -> Encoder | None: ...
+
+  @property
+  def fingerprint(self) -> Any: ...
+
+  @property
+  def compose(self) -> Compose: ...
 
 
 class Dataset(Protocol):
   """What a report asks of held-out data; see `data_pipelines.dataset`."""
 
-  info: Mapping[str, Any]
+  @property
+  def info(self) -> Mapping[str, Any]: ...
 
   def __len__(self) -> int: ...
 
@@ -119,7 +131,10 @@ def write_report(
 
   wishes = [(name,) for name in names] + ([tuple(names)] if len(names) > 1 else [])
   shown = min(num_shown, len(records))
-  showcase = [*strips(held_out, shown), *mixtures(held_out, shown)]
+  showcase: list[Strip | Mixture] = [
+    *strips(held_out, shown),
+    *mixtures(held_out, shown),
+  ]
   cached = _Cached(composer, out / 'cache')
   total = len(wishes) * len(records) + sum(len(one.wishes) for one in showcase)
   with tqdm.tqdm(total=total, unit='image', desc='report', disable=not progress) as bar:
@@ -205,8 +220,8 @@ class _Cached:
 
   def __call__(
     self,
-    stored: dict[str, np.ndarray],
-    kept: dict[str, np.ndarray] | None = None,
+    stored: Mapping[str, np.ndarray],
+    kept: Mapping[str, np.ndarray] | None = None,
     *,
     seeds: np.ndarray,
   ) -> np.ndarray:

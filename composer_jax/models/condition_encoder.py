@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +85,7 @@ class GlobalProjection(nnx.Module):
   ) -> tuple[jax.Array, list[jax.Array]]:
     embedding = self.vector_out(nnx.silu(self.vector_in(vector)))
     context = []
-    if self.to_context is not None:
+    if self.to_context is not None and tokens is not None:
       context.append(self.to_context(tokens))
     if self.to_extra is not None:
       projected = self.to_extra(vector)
@@ -104,7 +105,6 @@ class ConditionEncoder(nnx.Module):
     local_hidden: channels inside the stacks of the local conditions.
     local_width: channels K of the common embedding of the local conditions.
     rngs: for the initial weights.
-    convolution: which 3 x 3 convolution to use.
   """
 
   def __init__(
@@ -122,10 +122,10 @@ class ConditionEncoder(nnx.Module):
     self.names = tuple(c.name for c in by_name(names))
     self.grid = grid
     # Shapes of the features follow from those of the stored values.
-    branches = {}
+    branches: dict[str, nnx.Module] = {}
     for condition in by_name(names):
       stored = jax.ShapeDtypeStruct((1, *shapes[condition.name]), jnp.float32)
-      features = jax.eval_shape(condition.features, stored)
+      features: Any = jax.eval_shape(condition.features, stored)
       if condition.local:
         side = features.shape[1]
         if side % grid:
@@ -159,12 +159,15 @@ class ConditionEncoder(nnx.Module):
       stored: arrays (B, *shape) by name.
       kept: bool (B,) by name; False means a zero embedding.
     """
-    embeddings, contexts, maps = [], [], []
+    embeddings: list[jax.Array] = []
+    contexts: list[jax.Array] = []
+    maps: list[jax.Array] = []
     for condition in by_name(self.names):
       if condition.name not in stored or condition.name not in kept:
         continue
-      keep, branch = kept[condition.name], self.branches[condition.name]
-      features = condition.features(stored[condition.name])
+      keep = kept[condition.name]
+      branch: Any = self.branches[condition.name]
+      features: Any = condition.features(stored[condition.name])
       if condition.local:
         folded = fold(features, features.shape[1] // self.grid)
         maps.append(_keep(branch(folded), keep))
@@ -173,7 +176,7 @@ class ConditionEncoder(nnx.Module):
         embeddings.append(_keep(embedding, keep))
         contexts += [_keep(tokens, keep) for tokens in context]
     return Encoded(
-      sum(embeddings) if embeddings else None,
+      functools.reduce(jnp.add, embeddings) if embeddings else None,
       jnp.concatenate(contexts, axis=1) if contexts else None,
-      sum(maps) if maps else None,
+      functools.reduce(jnp.add, maps) if maps else None,
     )

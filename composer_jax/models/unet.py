@@ -119,7 +119,12 @@ class UNet(nnx.Module):
     embedding = 4 * config.channels
     context = config.context_width if config.conditions else None
 
-    def stage(inputs: int, outputs: int, attend: bool, resample=None) -> Stage:
+    def stage(
+      inputs: int,
+      outputs: int,
+      attend: bool,
+      resample: Literal['up', 'down'] | None = None,
+    ) -> Stage:
       block = ResBlock(
         inputs,
         outputs,

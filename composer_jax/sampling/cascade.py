@@ -56,7 +56,7 @@ class Denoising:
   ) -> jax.Array:
     """Samples float images (B, S, S, 3) in [-1, 1]; see `sample_stage`."""
     default = self.config.sample
-    names = self.config.model.conditions
+    names = self.config.unet.conditions
     return self._sample(
       self._weights,
       {name: stored[name] for name in names},
@@ -99,7 +99,7 @@ def sample_stage(
   Returns:
     float32 (B, S, S, 3) in [-1, 1].
   """
-  shape, diffusion = config.model, config.diffusion
+  shape, diffusion = config.unet, config.diffusion
   unet: UNet = nnx.merge(graph, weights)
   table = make_schedule(diffusion.schedule, diffusion.num_steps).alphas_cumprod
   alphas_cumprod = jnp.asarray(table, jnp.float32)
@@ -157,6 +157,15 @@ def run_cascade(
   images = None
   for index, stage in enumerate(stages):
     stage_keys = jax.vmap(lambda key, i=index: jax.random.fold_in(key, i))(keys)
-    asked = {'steps': steps, 'guidance': guidance, 'eta': eta} if index == 0 else {}
-    images = stage(stored, kept, stage_keys, images, **asked)
+    first = index == 0
+    images = stage(
+      stored,
+      kept,
+      stage_keys,
+      images,
+      steps=steps if first else None,
+      guidance=guidance if first else None,
+      eta=eta if first else None,
+    )
+  assert images is not None  # There is a base model at least.
   return np.asarray(jnp.round((images + 1) * 127.5)).astype(np.uint8)

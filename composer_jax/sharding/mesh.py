@@ -41,6 +41,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+  """The same on every device."""
   return NamedSharding(mesh, P())
 
 

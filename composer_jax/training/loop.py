@@ -146,10 +146,10 @@ def train(
         if pending:
           log(step)
         checkpoints.save(step, state, position)
-      if sampler and config.train.sample_every:
-        if step % config.train.sample_every == 0:
-          writer.image(step, 'samples', sampler(state, step))
-          clock = time.perf_counter()
+      every = config.train.sample_every
+      if sampler and every and step % every == 0:
+        writer.image(step, 'samples', sampler(state, step))
+        clock = time.perf_counter()
       batch = batch_ahead
     if stop and step < total and checkpoints.latest() != step:
       if pending:

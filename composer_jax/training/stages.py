@@ -19,7 +19,7 @@ from composer_jax.models.clip import Clip, contrastive_loss, normalise
 from composer_jax.models.unet import UNet
 from composer_jax.training.step import Batch, Metrics
 
-LOW_RES_SCHEDULE = ('cosine', 1000)
+LOW_RES_LEVELS = 1000
 """Levels of the noise on the low-resolution input of an upsampler."""
 
 
@@ -53,7 +53,9 @@ def add_low_res_noise(x: jax.Array, level: jax.Array, noise: jax.Array) -> jax.A
     level: steps (B,) of a cosine schedule of 1000.
     noise: standard normal, like x.
   """
-  table = jnp.asarray(make_schedule(*LOW_RES_SCHEDULE).alphas_cumprod, jnp.float32)
+  table = jnp.asarray(
+    make_schedule('cosine', LOW_RES_LEVELS).alphas_cumprod, jnp.float32
+  )
   c = coefficients(table, level, x.ndim)
   noised = x + noise * c.noise / c.signal
   return jnp.where(level.reshape(c.signal.shape) > 0, noised, x)
@@ -72,7 +74,7 @@ class Diffusion:
   condition_shapes: Mapping[str, tuple[int, ...]]
 
   def init(self, key: jax.Array) -> UNet:
-    return UNet(self.config.model, self.condition_shapes, rngs=nnx.Rngs(key))
+    return UNet(self.config.unet, self.condition_shapes, rngs=nnx.Rngs(key))
 
   def loss(
     self, model: UNet, batch: Batch, key: jax.Array
@@ -84,7 +86,7 @@ class Diffusion:
       batch: `image`, uint8 (B, S, S, 3), and stored conditions by name.
       key: random key of this step.
     """
-    config, shape = self.config.model, self.config.diffusion
+    config, shape = self.config.unet, self.config.diffusion
     keys = iter(jax.random.split(key, 6))
     x_0 = to_float(batch['image'], config.image_size)
     size = x_0.shape[0]
@@ -147,7 +149,7 @@ class DualEncoder:
   config: Config
 
   def init(self, key: jax.Array) -> Clip:
-    return Clip(self.config.model, rngs=nnx.Rngs(key))
+    return Clip(self.config.clip, rngs=nnx.Rngs(key))
 
   def loss(
     self, model: Clip, batch: Batch, key: jax.Array
@@ -160,7 +162,7 @@ class DualEncoder:
         bool (B,).
       key: unused; nothing is drawn.
     """
-    size = self.config.model.image_size
+    size = self.config.clip.image_size
     images = model.image_embedding(normalise(batch['image'], size))
     _, sentences = model.text_embedding(batch['tokens'])
     weights = batch['has_text'].astype(jnp.float32)

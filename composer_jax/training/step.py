@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -23,12 +22,10 @@ Metrics = dict[str, jax.Array]
 class Stage(Protocol):
   """What differs between the dual encoder, the base model and the upsamplers."""
 
-  def init(self, key: jax.Array) -> nnx.Module:
+  def init(self, key: jax.Array) -> Any:
     """Builds the model."""
 
-  def loss(
-    self, model: nnx.Module, batch: Batch, key: jax.Array
-  ) -> tuple[jax.Array, Metrics]:
+  def loss(self, model: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
     """Mean loss of a batch, and what else to log."""
 
 
@@ -50,7 +47,17 @@ class TrainState:
   opt_state: Any
 
 
-StepFunction = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
+Gradients = tuple[nnx.State, Metrics]
+
+
+class StepFunction(Protocol):
+  """A compiled step."""
+
+  def __call__(
+    self, state: TrainState, batch: Batch, total_steps: jax.Array
+  ) -> tuple[TrainState, Metrics]: ...
+
+  def lower(self, *arguments: Any) -> jax.stages.Lowered: ...
 
 
 def initial_state(stage: Stage, config: Config) -> tuple[nnx.GraphDef, TrainState]:
@@ -96,14 +103,16 @@ def make_step(stage: Stage, config: Config, mesh: Mesh) -> StepFunction:
   parts = config.optimizer.accumulate
   root = jax.random.fold_in(jax.random.key(config.train.seed), 1)
 
-  def loss(params: nnx.State, batch: Batch, key: jax.Array):
+  def loss(
+    params: nnx.State, batch: Batch, key: jax.Array
+  ) -> tuple[jax.Array, Metrics]:
     return stage.loss(nnx.merge(graph, params), batch, key)
 
-  def gradient(params: nnx.State, batch: Batch, key: jax.Array):
+  def gradient(params: nnx.State, batch: Batch, key: jax.Array) -> Gradients:
     (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, batch, key)
     return grads, {'loss': value, **metrics}
 
-  def accumulated(params: nnx.State, batch: Batch, key: jax.Array):
+  def accumulated(params: nnx.State, batch: Batch, key: jax.Array) -> Gradients:
     if parts == 1:
       return gradient(params, batch, key)
     # Strided, so that each part keeps its place on the devices.
@@ -112,7 +121,7 @@ def make_step(stage: Stage, config: Config, mesh: Mesh) -> StepFunction:
       for name, x in batch.items()
     }
 
-    def body(total, part):
+    def body(total: Gradients, part: Any) -> tuple[Gradients, None]:
       index, piece = part
       result = gradient(params, piece, jax.random.fold_in(key, index))
       return jax.tree.map(jnp.add, total, result), None
@@ -123,7 +132,9 @@ def make_step(stage: Stage, config: Config, mesh: Mesh) -> StepFunction:
     total, _ = jax.lax.scan(body, zeros, (jnp.arange(parts), micro))
     return jax.tree.map(lambda x: x / parts, total)
 
-  def step(state: TrainState, batch: Batch, total_steps: jax.Array):
+  def step(
+    state: TrainState, batch: Batch, total_steps: jax.Array
+  ) -> tuple[TrainState, Metrics]:
     key = jax.random.fold_in(root, state.step)
     grads, metrics = accumulated(state.params, batch, key)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

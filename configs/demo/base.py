@@ -1,9 +1,9 @@
-"""The demo's base model: 32 x 32 pixels, all eight conditions, v prediction.
+r"""The demo's base model: 32 x 32 pixels, all eight conditions, v prediction.
 
 Small enough for two CPU cores: pixels are folded into channels, so that all work
 happens on grids of 8 x 8 and 4 x 4 with channels wide enough to be fast.
 
-Run:    composer-jax train --config configs/demo/base.py \\
+Run:    composer-jax train --config configs/demo/base.py \
             --workdir demo/model/base --config.data.path=demo/data
 """
 
@@ -11,6 +11,7 @@ from ml_collections import config_dict
 
 
 def get_config() -> config_dict.ConfigDict:
+  """The fields of `composer_jax.config.Config`."""
   config = config_dict.ConfigDict()
   config.stage = 'diffusion'
   config.model = {

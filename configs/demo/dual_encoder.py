@@ -1,8 +1,8 @@
-"""A dual encoder of images and captions at 64 pixels: the demo's first stage.
+r"""A dual encoder of images and captions at 64 pixels: the demo's first stage.
 
 It gives the demo its caption and semantics conditions, in the place of CLIP.
 
-Run:    composer-jax train --config configs/demo/dual_encoder.py \\
+Run:    composer-jax train --config configs/demo/dual_encoder.py \
             --workdir demo/model/encoder --config.data.path=demo/data
 """
 
@@ -10,6 +10,7 @@ from ml_collections import config_dict
 
 
 def get_config() -> config_dict.ConfigDict:
+  """The fields of `composer_jax.config.Config`."""
   config = config_dict.ConfigDict()
   config.stage = 'dual_encoder'
   config.model = {

@@ -1,9 +1,9 @@
-"""The demo's upsampler: 32 to 64 pixels.
+r"""The demo's upsampler: 32 to 64 pixels.
 
 It sees the local conditions too, which the published upsamplers do not: at 64
 pixels the lines of a sketch are half as wide as the base model can draw.
 
-Run:    composer-jax train --config configs/demo/upsampler.py \\
+Run:    composer-jax train --config configs/demo/upsampler.py \
             --workdir demo/model/upsampler --config.data.path=demo/data
 """
 
@@ -11,6 +11,7 @@ from ml_collections import config_dict
 
 
 def get_config() -> config_dict.ConfigDict:
+  """The fields of `composer_jax.config.Config`."""
   config = config_dict.ConfigDict()
   config.stage = 'diffusion'
   config.model = {

@@ -8,7 +8,7 @@ import pickle
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from multiprocessing import connection
 from typing import Any
 
@@ -22,7 +22,7 @@ class WorkerDied(RuntimeError):
 
 def run(
   work: Callable[[Task], Result], tasks: Sequence[Task], *, workers: int
-) -> Iterator[tuple[Task, Result]]:
+) -> Generator[tuple[Task, Result]]:
   """Does all tasks, in any order.
 
   Args:
@@ -128,6 +128,7 @@ def _serve(work: Callable[[Task], Result], pipe: Any) -> None:
       task = pipe.recv()
     except EOFError:
       return
+    answer: tuple[Result, Exception | None, str]
     try:
       answer = work(task), None, ''
     except Exception as error:  # Raised again by the parent.
@@ -145,5 +146,7 @@ def _sendable(error: Exception) -> Exception:
 
 def _leave_with_parent() -> None:
   """Ends this process when its parent is gone, killed or not."""
-  connection.wait([multiprocessing.parent_process().sentinel])
+  parent = multiprocessing.parent_process()
+  assert parent is not None  # Only workers run this.
+  connection.wait([parent.sentinel])
   os._exit(1)

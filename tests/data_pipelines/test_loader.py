@@ -66,7 +66,9 @@ def test_the_seed_decides(dataset):
   first = take(batches(dataset, batch_size=5, seed=7), 4)
   assert_same(first, take(batches(dataset, batch_size=5, seed=7), 4))
   other = take(batches(dataset, batch_size=5, seed=8), 4)
-  assert any((a['image'] != b['image']).any() for a, b in zip(first, other))
+  assert any(
+    (a['image'] != b['image']).any() for a, b in zip(first, other, strict=True)
+  )
 
 
 @pytest.mark.parametrize('process_count', [2, 3])
@@ -197,16 +199,16 @@ def test_too_little_data_for_a_batch_is_refused(dataset):
 
 
 @pytest.mark.parametrize(
-  'arguments',
+  ('arguments', 'message'),
   [
-    {'batch_size': 0},
-    {'batch_size': 5, 'process_count': 2},
-    {'batch_size': 4, 'process_count': 2, 'process_index': 2},
-    {'batch_size': 4, 'conditions': ['no such']},
+    ({'batch_size': 0}, 'batch_size 0'),
+    ({'batch_size': 5, 'process_count': 2}, 'batch_size 5 .* 2 processes'),
+    ({'batch_size': 4, 'process_count': 2, 'process_index': 2}, 'process_index 2'),
+    ({'batch_size': 4, 'conditions': ['no such']}, "'no such'"),
   ],
 )
-def test_senseless_arguments_are_refused(dataset, arguments):
-  with pytest.raises(ValueError):
+def test_senseless_arguments_are_refused(dataset, arguments, message):
+  with pytest.raises(ValueError, match=message):
     batches(dataset, seed=0, **arguments)
 
 

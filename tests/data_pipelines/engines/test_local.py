@@ -62,9 +62,9 @@ def test_an_error_that_cannot_be_sent_keeps_its_text():
 
 def test_a_killed_worker_is_one_clear_error():
   done = []
+  results = local.run(chores.dies_at_three, TASKS, workers=1)
   with pytest.raises(local.WorkerDied, match=r'SIGKILL.* at shard-3;.*run the same'):
-    for task, _ in local.run(chores.dies_at_three, TASKS, workers=1):
-      done.append(task.number)
+    done.extend(task.number for task, _ in results)
   assert done == [0, 1, 2]
 
 

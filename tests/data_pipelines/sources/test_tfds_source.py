@@ -35,8 +35,9 @@ def jpeg(value):
 
 @pytest.fixture(scope='module')
 def prepare(tmp_path_factory):
-  """Writes a small data set, in which the image of example i has red i, once for
-  each set of features, and returns the folder of its version.
+  """Writes a small data set for each set of features; gives the folder of its version.
+
+  The image of example i has red i.
   """
   made = {}
 
