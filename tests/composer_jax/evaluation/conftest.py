@@ -1,10 +1,17 @@
 """A small composer that can be understood: it looks its answers up."""
 
+import dataclasses
+import html.parser
+import json
+import pathlib
+from xml.etree import ElementTree
+
 import numpy as np
 import pytest
 import skimage.data
 
 from composer_jax import conditions
+from composer_jax.evaluation.report import write_report
 from composer_jax.images import Picture, resize_square
 
 SIZE = 32
@@ -101,3 +108,124 @@ def records():
 @pytest.fixture
 def lookup(records):
   return Lookup(records)
+
+
+class Tree(html.parser.HTMLParser):
+  """A page as a tree of elements; refuses one whose tags do not match."""
+
+  _VOID = ('br', 'img', 'link', 'meta')
+
+  def __init__(self, text):
+    super().__init__()
+    self._open = [ElementTree.Element('page')]
+    self.root = self._open[0]
+    self.feed(text)
+    self.close()
+    assert self._open == [self.root], f'{self._open[-1].tag} is not closed'
+
+  def handle_starttag(self, tag, attrs):
+    assert len(dict(attrs)) == len(attrs), f'{tag} has an attribute twice'
+    element = ElementTree.SubElement(
+      self._open[-1], tag, {name: value or '' for name, value in attrs}
+    )
+    if tag not in self._VOID:
+      self._open.append(element)
+
+  def handle_startendtag(self, tag, attrs):
+    self.handle_starttag(tag, attrs)
+    if tag not in self._VOID:
+      self._open.pop()
+
+  def handle_endtag(self, tag):
+    closed = self._open.pop()
+    assert closed.tag == tag, f'{closed.tag} is closed as {tag}'
+
+  def handle_data(self, data):
+    parent = self._open[-1]
+    if len(parent):
+      parent[-1].tail = (parent[-1].tail or '') + data
+    else:
+      parent.text = (parent.text or '') + data
+
+
+@pytest.fixture(scope='session')
+def tree():
+  """Reads HTML."""
+  return lambda text: Tree(text).root
+
+
+class Data:
+  """Twelve held-out images; names are hostile, and a third have no caption."""
+
+  info = {
+    'size': SIZE,
+    'source': 'folder:<script>source()</script>',
+    'licence': 'CC0',
+    'credit': 'NASA & "others" <b>',
+    'kept': 1200,
+    'rejected': 5,
+    'texts': 800,
+    'digest': 'c0ffee' * 8,
+    'counts': {'by_reason': {'not_an_image': 3, 'truncated': 2}},
+    'splits': {'train': {'kept': 1188}, 'test': {'kept': 12}},
+  }
+
+  def __init__(self, records):
+    self.records = [
+      record
+      | {
+        'key': f'"><img src=x{i} onerror=alert({i})>.png',
+        'text': f'<script>alert({i})</script> & "oh{"!" * i}"' if i % 3 else '',
+      }
+      for i, record in enumerate(records)
+    ]
+
+  def __len__(self):
+    return len(self.records)
+
+  def __getitem__(self, index):
+    return self.records[index]
+
+
+@pytest.fixture(scope='session')
+def data(records):
+  return Data(records)
+
+
+@dataclasses.dataclass
+class Written:
+  """A report and what it was made from."""
+
+  composer: Lookup
+  data: Data
+  options: dict
+  out: pathlib.Path
+  report: dict
+  page: ElementTree.Element
+
+
+@pytest.fixture(scope='session')
+def written(data, tmp_path_factory):
+  """A report of eight images, four of which are shown. Not to be changed."""
+  home = tmp_path_factory.mktemp('report')
+  for stage in ('encoder', 'base'):
+    (home / 'model' / stage).mkdir(parents=True)
+    rows = ({'step': i, 'loss': 1 / i, 'speed': i % 3} for i in range(1, 9))
+    lines = ''.join(json.dumps(row) + '\n' for row in rows)
+    (home / 'model' / stage / 'metrics.jsonl').write_text(lines)
+  composer = Lookup(data.records)
+  options = {
+    'num_shown': 4,
+    'num_measured': 8,
+    'seed': 2,
+    'progress': False,
+    'model_dir': home / 'model',
+    'rejected': [
+      {'key': 'a<i>.png', 'reason': 'not_an_image', 'message': 'a<i>.png: no image'},
+      {'key': 'b.png', 'reason': 'not_an_image', 'message': 'b.png: nor this'},
+    ],
+    'commands': ["composer-jax report --out '<out>'"],
+  }
+  report = write_report(composer, data, home / 'out', **options)
+  page = Tree((home / 'out' / 'index.html').read_text('utf-8')).root
+  return Written(composer, data, options, home / 'out', report, page)
