@@ -1,0 +1,288 @@
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+import pickle
+
+import jax
+import numpy as np
+import pytest
+import skimage.data
+from flax import nnx
+from PIL import Image
+
+import composer_jax
+from composer_jax import conditions, recipe
+from composer_jax.composer import Composer
+from composer_jax.config import Config, SampleConfig
+from composer_jax.images import Picture, encode_png, png_text
+from composer_jax.models.unet import UNetConfig
+from composer_jax.sampling.cascade import Denoising
+from composer_jax.training.stages import Diffusion
+
+SIZE = 8
+TOKENS, WIDTH = 3, 8
+NAMES = tuple(c.name for c in conditions.ALL)
+EMBEDDED = {'caption': (TOKENS + 1, WIDTH), 'semantics': (WIDTH,)}
+
+
+def composer_of(step=7, **sample):
+  """A real composer of random weights that knows every condition."""
+  config = Config(
+    'diffusion',
+    UNetConfig(
+      image_size=SIZE,
+      fold=2,
+      channels=8,
+      multipliers=(1,),
+      blocks=1,
+      attention=(True,),
+      head_width=8,
+      dropout=0.0,
+      conditions=NAMES,
+      context_width=8,
+      local_hidden=4,
+      local_width=4,
+      dtype='float32',
+    ),
+    sample=SampleConfig(**{'steps': 3, 'guidance': 1.5, 'eta': 0.5} | sample),
+  )
+  shapes = {c.name: EMBEDDED.get(c.name, c.spec(SIZE).shape) for c in conditions.ALL}
+  graphs = []
+
+  def build():
+    graph, weights = nnx.split(Diffusion(config, shapes).init(jax.random.key(0)))
+    graphs.append(graph)
+    return weights
+
+  # Initial weights would not do: the last layer begins with zeros.
+  rng = np.random.default_rng(0)
+  weights = jax.tree.map(
+    lambda leaf: jax.numpy.asarray(0.3 * rng.normal(size=leaf.shape), leaf.dtype),
+    jax.eval_shape(build),
+  )
+  return Composer([Denoising(config, shapes, graphs[0], weights, step)], None)
+
+
+@pytest.fixture(scope='module')
+def composer():
+  return composer_of()
+
+
+@pytest.fixture(scope='module')
+def stored(composer):
+  """A value of each condition; those that an encoder makes are random."""
+  photograph = Picture(skimage.data.astronaut())
+  rng = np.random.default_rng(0)
+  random = {n: rng.normal(size=s).astype(np.float16) for n, s in EMBEDDED.items()}
+  return composer.decompose(photograph, seed=1) | random
+
+
+@pytest.fixture(scope='module')
+def full(composer, stored):
+  """A recipe with everything in it."""
+  return recipe.Recipe(
+    model=recipe.digest_of(composer),
+    seed=2**32 - 1,
+    steps=2,
+    guidance=0.1 + 0.2,  # No short decimal number.
+    eta=1 / 3,
+    conditions=stored,
+  )
+
+
+def assert_same(one, two):
+  assert {**vars(one), 'conditions': None} == {**vars(two), 'conditions': None}
+  assert one.conditions.keys() == two.conditions.keys()
+  for name, array in one.conditions.items():
+    assert two.conditions[name].dtype == array.dtype
+    assert two.conditions[name].shape == array.shape
+    assert two.conditions[name].tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_each_condition_comes_back_from_a_png_bit_by_bit(full, stored, tmp_path, name):
+  one = dataclasses.replace(full, conditions={name: stored[name]})
+  path = tmp_path / 'made.png'
+  path.write_bytes(recipe.to_png(np.zeros((4, 4, 3), np.uint8), one))
+  assert_same(one, recipe.from_png(path))
+
+
+def test_everything_together_comes_back(full, tmp_path):
+  path = tmp_path / 'made.png'
+  path.write_bytes(recipe.to_png(np.zeros((4, 4, 3), np.uint8), full))
+  assert set(full.conditions) == set(NAMES)
+  assert_same(full, recipe.from_png(path))
+
+
+def test_what_was_left_to_the_model_comes_back_as_that(full, tmp_path):
+  one = recipe.Recipe(full.model, 0, None, None, None, {})
+  path = tmp_path / 'made.png'
+  path.write_bytes(recipe.to_png(np.zeros((4, 4, 3), np.uint8), one))
+  assert_same(one, recipe.from_png(path))
+
+
+def test_the_recipe_leaves_the_pixels_alone(full):
+  pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)
+  with Image.open(io.BytesIO(recipe.to_png(pixels, full))) as image:
+    np.testing.assert_array_equal(np.array(image), pixels)
+
+
+def test_the_recipe_is_text_that_names_what_it_holds(full):
+  text = png_text(recipe.to_png(np.zeros((4, 4, 3), np.uint8), full))['composer_jax']
+  plain = json.loads(text)
+  assert plain['version'] == composer_jax.__version__
+  assert plain['seed'] == 2**32 - 1
+  assert plain['model'] == full.model
+  with np.load(io.BytesIO(base64.b64decode(plain['conditions']))) as arrays:
+    assert set(arrays.files) == set(NAMES)
+
+
+def test_a_recipe_makes_the_same_image_again(composer, full, tmp_path):
+  path = tmp_path / 'made.png'
+  image = recipe.make(composer, full)
+  assert image.shape == (SIZE, SIZE, 3)
+  assert image.dtype == np.uint8
+  path.write_bytes(recipe.to_png(image, full))
+  # Another composer, as if another process had loaded the same model.
+  again = recipe.make(composer_of(), recipe.from_png(path))
+  np.testing.assert_array_equal(again, np.array(Image.open(path)))
+
+
+def test_all_of_a_recipe_goes_into_the_image(composer, full):
+  image = recipe.make(composer, full)
+  changes = [{'seed': 1}, {'steps': 3}, {'guidance': 4.0}, {'eta': 0.0}]
+  for name in NAMES:
+    rest = {n: array for n, array in full.conditions.items() if n != name}
+    changes.append({'conditions': rest})
+  for change in changes:
+    other = recipe.make(composer, dataclasses.replace(full, **change))
+    assert (other != image).any(), change.keys()
+
+
+def test_what_a_recipe_leaves_open_is_the_models_own(composer, full):
+  left = dataclasses.replace(full, steps=None, guidance=None, eta=None)
+  spelt = dataclasses.replace(full, steps=3, guidance=1.5, eta=0.5)
+  image = recipe.make(composer, left)
+  np.testing.assert_array_equal(image, recipe.make(composer, spelt))
+
+
+@pytest.mark.parametrize('change', [{'step': 8}, {'guidance': 2.5}])
+def test_the_recipe_of_another_model_is_refused(full, change):
+  other = composer_of(**change)
+  assert recipe.digest_of(other) != full.model
+  with pytest.raises(ValueError, match=f'for model {full.model}, this one is'):
+    recipe.make(other, full)
+
+
+def test_the_digest_of_a_model_is_the_same_each_time(composer):
+  assert recipe.digest_of(composer_of()) == recipe.digest_of(composer)
+  assert len(recipe.digest_of(composer)) == 16
+
+
+def test_a_png_without_a_recipe_is_refused(tmp_path):
+  path = tmp_path / 'plain.png'
+  path.write_bytes(encode_png(np.zeros((4, 4, 3), np.uint8), text={'Title': 'x'}))
+  with pytest.raises(ValueError, match='plain.png holds no recipe'):
+    recipe.from_png(path)
+
+
+def test_another_file_is_refused(tmp_path):
+  path = tmp_path / 'made.jpg'
+  Image.new('RGB', (4, 4)).save(path)
+  with pytest.raises(ValueError, match='made.jpg: a JPEG file, expected a PNG'):
+    recipe.from_png(path)
+  with pytest.raises(FileNotFoundError):
+    recipe.from_png(tmp_path / 'absent.png')
+
+
+def archive_of(**arrays):
+  buffer = io.BytesIO()
+  np.savez_compressed(buffer, **arrays)
+  return buffer.getvalue()
+
+
+def with_archive(data):
+  """A change of a recipe: other bytes where its conditions were."""
+  return lambda plain: plain | {'conditions': base64.b64encode(data).decode()}
+
+
+INTACT = archive_of(sketch=np.random.default_rng(0).bytes(3000))
+DAMAGES = {
+  'not JSON': lambda plain: '{' + json.dumps(plain),
+  'empty': lambda plain: '',
+  'a list': lambda plain: json.dumps([plain]),
+  'no version': lambda plain: {k: v for k, v in plain.items() if k != 'version'},
+  'no seed': lambda plain: {k: v for k, v in plain.items() if k != 'seed'},
+  'no conditions': lambda plain: {k: v for k, v in plain.items() if k != 'conditions'},
+  'a field too many': lambda plain: plain | {'colour': 'red'},
+  'a condition nobody knows': with_archive(archive_of(smell=np.zeros(3))),
+  'conditions that are a number': lambda plain: plain | {'conditions': 5},
+  'conditions cut off': lambda plain: plain | {'conditions': plain['conditions'][:-9]},
+  'an empty archive': with_archive(b''),
+  'an archive cut off': with_archive(INTACT[:-100]),
+  'no archive': with_archive(b'this is no archive at all'),
+  'a single array': with_archive(np.lib.format.magic(1, 0) + b'v\0{}'),
+  'a seed that is no number': lambda plain: plain | {'seed': 'seven'},
+  'no seed at all': lambda plain: plain | {'seed': None},
+}
+
+
+@pytest.mark.parametrize('damage', DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_damaged_recipe_is_refused_and_named(full, damage, tmp_path):
+  text = full.to_json()
+  assert_same(full, recipe.Recipe.from_json(text, 'intact'))
+  damaged = damage(json.loads(text))
+  if not isinstance(damaged, str):
+    damaged = json.dumps(damaged)
+  path = tmp_path / 'made.png'
+  pixels = np.zeros((4, 4, 3), np.uint8)
+  path.write_bytes(encode_png(pixels, text={'composer_jax': damaged}))
+  with pytest.raises(ValueError, match='made.png holds a damaged recipe'):
+    recipe.from_png(path)
+
+
+@pytest.mark.parametrize('flip', [1, 128])
+def test_one_wrong_byte_is_refused_or_harmless(full, flip):
+  arrays = {'sketch': np.arange(400, dtype='f4') % 7, 'palette': np.zeros(180, 'f4')}
+  plain = json.loads(dataclasses.replace(full, conditions=arrays).to_json())
+  archive = base64.b64decode(plain['conditions'])
+  refused = 0
+  for place in range(len(archive)):
+    wrong = bytearray(archive)
+    wrong[place] ^= flip
+    text = json.dumps(with_archive(bytes(wrong))(plain))
+    try:
+      read = recipe.Recipe.from_json(text, 'x.png').conditions
+    except ValueError as error:
+      assert 'x.png holds a damaged recipe' in str(error)
+      refused += 1
+      continue
+    assert read.keys() == arrays.keys()
+    for name, array in read.items():
+      np.testing.assert_array_equal(array, arrays[name])
+  assert refused > len(archive) / 2
+
+
+class Trap:
+  """Leaves a file behind when it is unpickled."""
+
+  def __init__(self, path):
+    self.path = path
+
+  def __reduce__(self):
+    return open, (self.path, 'w')
+
+
+def test_code_in_a_recipe_is_refused_and_not_run(full, tmp_path):
+  mark = tmp_path / 'sprung'
+  trap = np.empty(1, object)
+  trap[0] = Trap(str(mark))
+  damaged = with_archive(archive_of(sketch=trap))(json.loads(full.to_json()))
+  with pytest.raises(ValueError, match='x.png holds a damaged recipe'):
+    recipe.Recipe.from_json(json.dumps(damaged), 'x.png')
+  assert not mark.exists()
+  pickle.loads(pickle.dumps(trap[0])).close()  # The trap works.
+  assert mark.exists()
