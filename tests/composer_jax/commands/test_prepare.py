@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import skimage.data
+from PIL import Image
+
+from composer_jax import cli, conditions
+from data_pipelines.loader import load_dataset
+
+MEASURED = [c.name for c in conditions.ALL if c.stored and not c.embedded]
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+  """Ten parts of photographs, two of them with a caption, and a text called .png."""
+  folder = tmp_path_factory.mktemp('photos')
+  for name in ('astronaut', 'coffee'):
+    photograph = getattr(skimage.data, name)()
+    for i in range(5):
+      part = photograph[40 * i : 40 * i + 120, 60 * i : 60 * i + 150]
+      Image.fromarray(part).save(folder / f'{name}{i}.png')
+    (folder / f'{name}0.txt').write_text(f'a part of {name}')
+  (folder / 'letter.png').write_text('Dear reader, this is no image.')
+  return folder
+
+
+def prepare(photos, out, *more):
+  source = f'folder:{photos}'
+  return cli.main(['prepare', '--source', source, '--out', str(out), *more])
+
+
+@pytest.fixture(scope='module')
+def data(photos, tmp_path_factory):
+  """Those images, prepared. Not to be changed."""
+  out = tmp_path_factory.mktemp('data') / 'set'
+  assert prepare(photos, out, '--size', '24') == 0
+  return out
+
+
+def test_the_images_of_a_folder_become_a_data_set(data):
+  splits = [load_dataset(data, split) for split in ('train', 'test')]
+  records = {record['key']: record for split in splits for record in split}
+  names = [f'{name}{i}.png' for name in ('astronaut', 'coffee') for i in range(5)]
+  assert sorted(records) == names
+  for record in records.values():
+    assert record['image'].shape == (24, 24, 3)
+    for condition in conditions.by_name(MEASURED):
+      spec = condition.spec(24)
+      assert record[condition.name].shape == spec.shape
+      assert record[condition.name].dtype == spec.dtype
+  texts = {key: record['text'] for key, record in records.items() if record['text']}
+  assert texts == {f'{n}0.png': f'a part of {n}' for n in ('astronaut', 'coffee')}
+
+
+def test_pixels_are_the_middle_square_averaged_over_areas(photos, data):
+  splits = [load_dataset(data, split, ()) for split in ('train', 'test')]
+  records = {record['key']: record for split in splits for record in split}
+  original = np.array(Image.open(photos / 'coffee2.png')).astype(float)
+  square = original[:, 15:135]
+  expected = square.reshape(24, 5, 24, 5, 3).mean((1, 3))
+  # Pillow rounds after each of the two axes.
+  np.testing.assert_allclose(records['coffee2.png']['image'], expected, atol=1)
+
+
+def test_what_was_made_and_what_was_left_out_is_said(photos, tmp_path, capsys):
+  out = tmp_path / 'set'
+  assert prepare(photos, out, '--size', '8', '--conditions', 'palette') == 0
+  said = capsys.readouterr().out.splitlines()
+  assert said == [
+    f'10 images in {out}',
+    f'1 left out (1 not_an_image); see {out / "rejected.jsonl"}',
+  ]
+  (rejected,) = map(json.loads, (out / 'rejected.jsonl').read_text().splitlines())
+  assert (rejected['key'], rejected['reason']) == ('letter.png', 'not_an_image')
+
+
+def test_flags_reach_the_data_set(photos, tmp_path):
+  flags = '--size 16 --shards 6 --crop random --seed 5 --conditions sketch,palette'
+  assert prepare(photos, tmp_path, *flags.split()) == 0
+  info = json.loads((tmp_path / 'dataset.json').read_text())
+  assert (info['size'], info['crop'], info['seed']) == (16, 'random', 5)
+  assert list(info['conditions']) == ['palette', 'sketch']
+  assert info['shards'] == {'train': 5, 'test': 1}
+  assert len(list(tmp_path.glob('composer-*.array_record-*'))) == 6
+
+
+def test_a_second_run_changes_nothing(photos, data, capsys):
+  before = {p: p.read_bytes() for p in data.rglob('*') if p.is_file()}
+  assert prepare(photos, data, '--size', '24') == 0
+  assert capsys.readouterr().out.startswith(f'10 images in {data}\n')
+  assert {p: p.read_bytes() for p in data.rglob('*') if p.is_file()} == before
+
+
+def test_another_size_in_the_same_folder_is_refused(photos, data, capsys):
+  before = {p: p.read_bytes() for p in data.rglob('*') if p.is_file()}
+  assert prepare(photos, data, '--size', '25') == 1
+  error = capsys.readouterr().err
+  assert error.startswith(f'composer-jax prepare: {data} was prepared with other')
+  assert 'size: 24 there, 25 asked for' in error
+  assert {p: p.read_bytes() for p in data.rglob('*') if p.is_file()} == before
+
+
+@pytest.mark.parametrize(
+  ('flags', 'said'),
+  [
+    ([], 'one of the arguments --source --onto is required'),
+    (['--source', 'twemoji'], '--source needs --out DIR'),
+    (['--onto', 'x'], '--onto needs --encoder DIR'),
+    (['--onto', 'x', '--source', 'twemoji'], 'not allowed with'),
+    (['--source', 'twemoji', '--out', 'x', '--crop', 'left'], "'left'"),
+    (['--source', 'twemoji', '--out', 'x', '--size', 'big'], "'big'"),
+  ],
+)
+def test_flags_that_do_not_go_together_are_refused(
+  capsys, tmp_path, monkeypatch, flags, said
+):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(SystemExit) as stop:
+    cli.main(['prepare', *flags])
+  assert stop.value.code == 2
+  output = capsys.readouterr()
+  assert output.out == ''
+  assert said in output.err.splitlines()[-1]
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_condition_is_refused_with_those_that_there_are(
+  photos, tmp_path, capsys
+):
+  with pytest.raises(SystemExit) as stop:
+    prepare(photos, tmp_path / 'set', '--conditions', 'sketch,smell')
+  assert stop.value.code == 2
+  error = capsys.readouterr().err.splitlines()[-1]
+  assert "'smell'" in error
+  assert 'palette' in error
+  assert not (tmp_path / 'set').exists()
+
+
+@pytest.mark.parametrize('name', ['caption', 'mask'])
+def test_a_condition_that_images_do_not_hold_is_refused(photos, tmp_path, capsys, name):
+  assert prepare(photos, tmp_path / 'set', '--conditions', name) == 1
+  assert f'prepare: {name} is' in capsys.readouterr().err
+  assert not (tmp_path / 'set').exists()
+
+
+def test_adding_conditions_needs_a_trained_encoder(data, tmp_path, capsys):
+  flags = ['--onto', str(data), '--encoder', str(tmp_path)]
+  assert cli.main(['prepare', *flags]) == 1
+  error = capsys.readouterr().err
+  assert error.startswith(f'composer-jax prepare: {tmp_path / "config.json"} does not')
+  assert not (data / 'added').exists()
