@@ -5,22 +5,30 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
-from flax import nnx
-
-from composer_jax.config import Config
-from composer_jax.sharding.mesh import make_mesh
-from composer_jax.training.step import Stage, TrainState, abstract_state
 
 FOLDER = 'checkpoints'
 
 
 class Checkpoints:
-  """The checkpoints under a working folder; saving is asynchronous and atomic."""
+  """The checkpoints under a working folder; saving is asynchronous and atomic.
 
-  def __init__(self, workdir: pathlib.Path, keep: int):
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+  Each has three items: what only training needs, the average of the weights, which
+  can so be read alone, and the position in the data.
+
+  Args:
+    workdir: folder of the run.
+    keep: how many to keep; older ones are removed. None opens the folder for
+      reading only.
+  """
+
+  def __init__(self, workdir: pathlib.Path, keep: int | None):
+    if keep is None:
+      options = ocp.CheckpointManagerOptions(
+        read_only=True, save_interval_steps=0, create=False
+      )
+    else:
+      options = ocp.CheckpointManagerOptions(max_to_keep=keep)
     self._manager = ocp.CheckpointManager(
       (workdir / FOLDER).absolute(),
       options=options,
@@ -31,41 +39,41 @@ class Checkpoints:
     """The newest step, or None."""
     return self._manager.latest_step()
 
-  def save(self, step: int, state: TrainState, data: dict[str, Any]) -> None:
+  def save(self, step: int, state: Any, ema: Any, data: dict[str, Any]) -> None:
     """Starts to save; the arrays are copied before it returns.
 
     Args:
       step: number of steps taken.
-      state: the training state. The average of the weights is an item of its own, so
-        that it can be read alone.
+      state: tree of arrays that only training needs.
+      ema: tree of the averaged weights.
       data: position in the data, as JSON has it.
     """
     self._manager.save(
       step,
       args=ocp.args.Composite(
-        state=ocp.args.StandardSave(_without_average(state)),
-        ema=ocp.args.StandardSave(state.ema),
+        state=ocp.args.StandardSave(state),
+        ema=ocp.args.StandardSave(ema),
         data=ocp.args.JsonSave(data),
       ),
       force=True,
     )
 
-  def restore(self, step: int, shapes: TrainState) -> tuple[TrainState, dict[str, Any]]:
-    """Reads a checkpoint into the given shapes and shardings."""
+  def restore(self, step: int, state: Any, ema: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """Reads what `save` was given, into the shapes and shardings of two trees."""
     items = self._manager.restore(
       step,
       args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(_without_average(shapes)),
-        ema=ocp.args.StandardRestore(shapes.ema),
+        state=ocp.args.StandardRestore(state),
+        ema=ocp.args.StandardRestore(ema),
         data=ocp.args.JsonRestore(),
       ),
     )
-    return TrainState(**{**items.state, 'ema': items.ema}), items.data
+    return items.state, items.ema, items.data
 
-  def restore_average(self, step: int, shapes: nnx.State) -> nnx.State:
+  def restore_average(self, step: int, ema: Any) -> Any:
     """Reads only the averaged weights."""
     items = self._manager.restore(
-      step, args=ocp.args.Composite(ema=ocp.args.StandardRestore(shapes))
+      step, args=ocp.args.Composite(ema=ocp.args.StandardRestore(ema))
     )
     return items.ema
 
@@ -74,20 +82,12 @@ class Checkpoints:
     self._manager.wait_until_finished()
 
   def close(self) -> None:
+    """Waits, then lets go of the folder."""
     self._manager.close()
 
 
-def _without_average(state: TrainState) -> dict[str, Any]:
-  return {name: value for name, value in vars(state).items() if name != 'ema'}
-
-
-def load_average(
-  workdir: pathlib.Path, stage: Stage, config: Config
-) -> tuple[nnx.GraphDef, nnx.State, int]:
-  """The averaged weights of a trained stage, for use.
-
-  Returns:
-    The graph definition and weights of the model, and the step they are from.
+def open_finished(workdir: pathlib.Path) -> tuple[Checkpoints, int]:
+  """The checkpoints of a trained stage, and the newest step; close them after use.
 
   Raises:
     FileNotFoundError: the folder holds no finished checkpoint.
@@ -97,12 +97,9 @@ def load_average(
       f'{workdir} holds no checkpoints; train there first with'
       ' `composer-jax train --workdir`.'
     )
-  checkpoints = Checkpoints(workdir, keep=config.train.keep)
+  checkpoints = Checkpoints(workdir, keep=None)
   step = checkpoints.latest()
   if step is None:
+    checkpoints.close()
     raise FileNotFoundError(f'{workdir} holds no finished checkpoint.')
-  mesh = make_mesh(1, jax.device_count())
-  graph, shapes = abstract_state(stage, config, mesh)
-  weights = checkpoints.restore_average(step, shapes.ema)
-  checkpoints.close()
-  return graph, weights, step
+  return checkpoints, step

@@ -14,14 +14,16 @@ import numpy as np
 from flax import nnx
 
 from composer_jax import config as config_lib
-from composer_jax.checkpoints import load_average
+from composer_jax.checkpoints import open_finished
 from composer_jax.conditions import ALL, by_name
 from composer_jax.images import Picture, composite, resize_square
 from composer_jax.models.clip import Clip, normalise, unit_length
 from composer_jax.models.tokenizer import Tokenizer
 from composer_jax.sampling.cascade import Denoising, run_cascade
 from composer_jax.seeds import generator
+from composer_jax.sharding.mesh import make_mesh
 from composer_jax.training.stages import Diffusion, DualEncoder
+from composer_jax.training.step import Stage, abstract_state
 
 INPUTS = 'inputs.json'
 BATCH = 32
@@ -99,7 +101,7 @@ def load_encoder(directory: str | pathlib.Path) -> TrainedEncoder:
   config = _read_config(directory)
   if config.stage != 'dual_encoder':
     raise ValueError(f'{directory} holds a {config.stage} model, not a dual encoder.')
-  graph, weights, step = load_average(directory, DualEncoder(config), config)
+  graph, weights, step = _load_weights(directory, DualEncoder(config), config)
   tokenizer = Tokenizer.load(directory / 'tokenizer')
   return TrainedEncoder(graph, weights, tokenizer, step)
 
@@ -114,6 +116,18 @@ def _read_config(directory: pathlib.Path) -> config_lib.Config:
   return config_lib.load(path)
 
 
+def _load_weights(
+  directory: pathlib.Path, stage: Stage, config: config_lib.Config
+) -> tuple[nnx.GraphDef, nnx.State, int]:
+  """Graph definition, averaged weights, and the step they are from."""
+  checkpoints, step = open_finished(directory)
+  mesh = make_mesh(1, jax.device_count())
+  graph, shapes = abstract_state(stage, config, mesh)
+  weights = checkpoints.restore_average(step, shapes.ema)
+  checkpoints.close()
+  return graph, weights, step
+
+
 def load_diffusion(directory: pathlib.Path) -> Denoising:
   """Opens a trained base model or upsampler.
 
@@ -123,7 +137,7 @@ def load_diffusion(directory: pathlib.Path) -> Denoising:
   config = _read_config(directory)
   inputs = json.loads((directory / INPUTS).read_text())
   shapes = {name: tuple(shape) for name, shape in inputs['condition_shapes'].items()}
-  graph, weights, step = load_average(directory, Diffusion(config, shapes), config)
+  graph, weights, step = _load_weights(directory, Diffusion(config, shapes), config)
   return Denoising(config, shapes, graph, weights, step)
 
 

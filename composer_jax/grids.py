@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from composer_jax.conditions import by_name
+from composer_jax.diffusion.resolution import to_float
 from composer_jax.images import Picture
-from composer_jax.sampling.cascade import sample_stage
+from composer_jax.sampling.cascade import Denoising
 from composer_jax.seeds import generator
-from composer_jax.training.stages import Diffusion, to_float
-from composer_jax.training.step import TrainState, initial_state
+from composer_jax.sharding.mesh import make_mesh
+from composer_jax.training.stages import Diffusion
+from composer_jax.training.step import TrainState, abstract_state
 
 
 class GridSampler:
@@ -30,7 +31,6 @@ class GridSampler:
 
   def __init__(self, stage: Diffusion, records: Sequence[dict[str, Any]]):
     config = stage.config
-    self._config = config
     self._images = np.stack([record['image'] for record in records])
     chosen = by_name(config.unet.conditions)
     self._stored = {
@@ -44,38 +44,24 @@ class GridSampler:
       )
       for c in chosen
     }
-    graphs = []
-    jax.eval_shape(lambda: graphs.append(initial_state(stage, config)[0]))
-    self._sample = jax.jit(
-      functools.partial(sample_stage, config, graphs[0]), static_argnames='steps'
-    )
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+    graph, shapes = abstract_state(stage, config, mesh)
+    self._denoising = Denoising(config, stage.condition_shapes, graph, shapes.ema, 0)
 
   def __call__(self, state: TrainState, step: int) -> np.ndarray:
     """Draws the grid: uint8 (rows * S, columns * S, 3)."""
-    config, names = self._config, list(self._stored)
-    size = config.unet.image_size
+    config, names = self._denoising.config.unet, list(self._stored)
+    self._denoising.weights = state.ema
+    size = config.image_size
     keys = jax.vmap(jax.random.key)(jnp.arange(len(self._images)))
     low_res = None
-    if config.unet.low_res_size:
-      low_res = to_float(jnp.asarray(self._images), config.unet.low_res_size)
+    if config.low_res_size:
+      low_res = to_float(jnp.asarray(self._images), config.low_res_size)
     original = np.asarray(to_float(jnp.asarray(self._images), size))
     columns = [original]
     for wanted in (names, *([name] for name in names)):
       kept = {name: np.full(len(keys), name in wanted) for name in names}
-      columns.append(
-        np.asarray(
-          self._sample(
-            state.ema,
-            self._stored,
-            kept,
-            keys,
-            low_res,
-            config.sample.guidance,
-            config.sample.eta,
-            steps=config.sample.steps,
-          )
-        )
-      )
+      columns.append(np.asarray(self._denoising(self._stored, kept, keys, low_res)))
     grid = np.stack(columns, axis=1)
     rows, count = grid.shape[:2]
     grid = grid.transpose(0, 2, 1, 3, 4).reshape(rows * size, count * size, 3)

@@ -12,12 +12,12 @@ from flax import nnx
 
 from composer_jax.config import Config
 from composer_jax.diffusion.process import coefficients, to_eps_and_x0
+from composer_jax.diffusion.resolution import add_noise, enlarge
 from composer_jax.diffusion.schedule import make_schedule
 from composer_jax.models.unet import UNet
 from composer_jax.sampling.ddim import ddim
-from composer_jax.sampling.guidance import classifier_free
+from composer_jax.sampling.guidance import classifier_free, unguided
 from composer_jax.sampling.loop import initial_noise, sample, timesteps
-from composer_jax.training.stages import add_low_res_noise, enlarge
 
 
 class Denoising:
@@ -26,6 +26,7 @@ class Denoising:
   Attributes:
     config: that it was trained with.
     condition_shapes: stored shape of each condition it knows.
+    weights: of its model; others of the same shapes may be put in their place.
     step: the training step its weights are from.
   """
 
@@ -38,7 +39,7 @@ class Denoising:
     step: int,
   ):
     self.config, self.condition_shapes, self.step = config, condition_shapes, step
-    self._weights = weights
+    self.weights = weights
     self._sample = jax.jit(
       functools.partial(sample_stage, config, graph), static_argnames='steps'
     )
@@ -56,14 +57,15 @@ class Denoising:
   ) -> jax.Array:
     """Samples float images (B, S, S, 3) in [-1, 1]; see `sample_stage`."""
     default = self.config.sample
+    scale = default.guidance if guidance is None else guidance
     names = self.config.unet.conditions
     return self._sample(
-      self._weights,
+      self.weights,
       {name: stored[name] for name in names},
       {name: kept[name] for name in names},
       keys,
       low_res,
-      default.guidance if guidance is None else guidance,
+      None if scale == 1 else scale,
       default.eta if eta is None else eta,
       steps=default.steps if steps is None else steps,
     )
@@ -77,7 +79,7 @@ def sample_stage(
   kept: Mapping[str, jax.Array],
   keys: jax.Array,
   low_res: jax.Array | None,
-  guidance: jax.Array | float,
+  guidance: jax.Array | float | None,
   eta: jax.Array | float,
   *,
   steps: int,
@@ -92,7 +94,7 @@ def sample_stage(
     kept: by name, bool (B,).
     keys: random keys (B,), one an image.
     low_res: for an upsampler, images (B, s, s, 3) in [-1, 1].
-    guidance: classifier-free guidance scale.
+    guidance: classifier-free guidance scale; None is that of 1, in half the time.
     eta: of DDIM.
     steps: of DDIM.
 
@@ -108,7 +110,7 @@ def sample_stage(
     level_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
     noise = initial_noise(level_keys, low_res.shape[1:])
     level = jnp.full(len(low_res), config.sample.low_res_noise)
-    low_res = enlarge(add_low_res_noise(low_res, level, noise), shape.image_size)
+    low_res = enlarge(add_noise(low_res, level, noise), shape.image_size)
 
   def model(x_t, t, stored, kept):
     # Guidance doubles the batch; the low-resolution image is the same in both.
@@ -125,7 +127,10 @@ def sample_stage(
     c = coefficients(alphas_cumprod, t, x_t.ndim)
     return to_eps_and_x0(diffusion.prediction, output, x_t, c)
 
-  denoise = classifier_free(model, stored, kept, guidance)
+  if guidance is None:
+    denoise = unguided(model, stored, kept)
+  else:
+    denoise = classifier_free(model, stored, kept, guidance)
   x_0 = sample(
     denoise,
     ddim(eta),

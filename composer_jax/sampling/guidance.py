@@ -1,4 +1,4 @@
-"""Classifier-free guidance."""
+"""How the conditions steer: as the model predicts, or with classifier-free guidance."""
 
 from __future__ import annotations
 
@@ -14,6 +14,19 @@ Model = Callable[
   [jax.Array, jax.Array, Mapping[str, jax.Array], Mapping[str, jax.Array]],
   tuple[jax.Array, jax.Array],
 ]
+
+
+def unguided(
+  model: Model,
+  conditions: Mapping[str, jax.Array],
+  kept: Mapping[str, jax.Array],
+) -> Denoiser:
+  """The model's own prediction, as guidance 1 gives, at half its cost."""
+
+  def denoise(x_t: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return model(x_t, jnp.full(len(x_t), t), conditions, kept)
+
+  return denoise
 
 
 def classifier_free(

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from composer_jax.checkpoints import Checkpoints
@@ -44,7 +45,7 @@ class Input(Protocol):
   def set_state(self, state: dict[str, Any]) -> None: ...
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFinite(RuntimeError):
   """Training diverged; the message names the step and the diagnostic file."""
 
 
@@ -82,83 +83,114 @@ def train(
     stage: its model and loss.
     batches: local part of the global batches, without end.
     workdir: folder for checkpoints and metrics.
-    sampler: draws a grid of samples, every `train.sample_every` steps.
+    sampler: draws a grid of samples at the end and every `train.sample_every` steps,
+      which must then be above 0.
 
   Raises:
-    NonFiniteLoss: the loss is not finite; a diagnostic is saved and the last good
-      checkpoint is left as it is.
+    NonFinite: the loss or its gradient is not finite; a diagnostic is saved and the
+      last good checkpoint is left as it is.
   """
-  mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
-  checkpoints = Checkpoints(workdir, config.train.keep)
+  with (
+    _stop_requests() as stop,
+    contextlib.closing(Checkpoints(workdir, config.train.keep)) as checkpoints,
+  ):
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+    state, step = _start(config, stage, batches, mesh, checkpoints)
+    step_function = make_step(stage, config, mesh)
+    batch = put_batch(mesh, next(batches))
+    total = _total_steps(config, workdir, step_function, state, batch)
+    length = jnp.asarray(total, jnp.float32)
+    flops = _flops(step_function, state, batch)
+    with contextlib.closing(_Journal(config, workdir, step, total, flops)) as journal:
+      while step < total and not stop:
+        state, metrics = step_function(state, batch, length)
+        step += 1
+        journal.add(metrics)
+        position = batches.get_state()
+        with journal.waiting_for_data():
+          batch = put_batch(mesh, next(batches))
+        last = step == total or bool(stop)
+        save = last or step % config.train.save_every == 0
+        # Metrics first: what is not finite must not become the newest checkpoint.
+        if save or step % config.train.log_every == 0:
+          journal.write(step)
+        if save:
+          checkpoints.save(step, *state.split(), position)
+        if sampler and (step == total or step % config.train.sample_every == 0):
+          journal.picture(step, sampler(state, step))
+  return Run(step, finished=step >= total)
+
+
+def _start(
+  config: Config,
+  stage: Stage,
+  batches: Input,
+  mesh: Mesh,
+  checkpoints: Checkpoints,
+) -> tuple[TrainState, int]:
+  """The state to start from and its step: the newest checkpoint, or new weights."""
   _, shapes = abstract_state(stage, config, mesh)
-  start = checkpoints.latest()
-  if start is None:
+  newest = checkpoints.latest()
+  if newest is None:
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
     build = jax.jit(lambda: initial_state(stage, config)[1], out_shardings=shardings)
-    state, start = build(), 0
-  else:
-    state, position = checkpoints.restore(start, shapes)
-    batches.set_state(position)
+    return build(), 0
+  rest, ema, position = checkpoints.restore(newest, *shapes.split())
+  batches.set_state(position)
+  return TrainState(**rest, ema=ema), newest
 
-  step_function = make_step(stage, config, mesh)
-  batch = put_batch(mesh, next(batches))
-  flops = _flops(step_function, state, batch)
-  total = _total_steps(config, workdir, step_function, state, batch)
-  peak = peak_flops() * jax.device_count()
 
-  writer = MetricsWriter(workdir, start)
-  progress = tqdm(total=total, initial=start, unit='step', desc=workdir.name)
-  total_array = jnp.asarray(total, jnp.float32)
-  pending: list[dict[str, jax.Array]] = []
-  clock, waited = time.perf_counter(), 0.0
+class _Journal:
+  """Metrics of a run; they wait on the device until several are written at once."""
 
-  def log(step: int) -> None:
-    nonlocal clock, waited
-    lines = _fetch(pending, step, workdir)
-    seconds = time.perf_counter() - clock
-    speed = len(pending) / seconds
+  def __init__(
+    self, config: Config, workdir: pathlib.Path, start: int, total: int, flops: float
+  ):
+    self._workdir, self._flops = workdir, flops
+    self._batch_size = config.data.batch_size
+    self._peak = peak_flops() * jax.device_count()
+    self._writer = MetricsWriter(workdir, start)
+    self._bar = tqdm(total=total, initial=start, unit='step', desc=workdir.name)
+    self._pending: list[dict[str, jax.Array]] = []
+    self._restart_clock()
+
+  def _restart_clock(self) -> None:
+    self._clock, self._waited = time.perf_counter(), 0.0
+
+  def add(self, metrics: dict[str, jax.Array]) -> None:
+    self._pending.append(metrics)
+    self._bar.update()
+
+  @contextlib.contextmanager
+  def waiting_for_data(self) -> Iterator[None]:
+    begin = time.perf_counter()
+    yield
+    self._waited += time.perf_counter() - begin
+
+  def write(self, step: int) -> None:
+    """Writes the metrics of the steps up to `step`, all finite."""
+    lines = _fetch(self._pending, step, self._workdir)
+    seconds = time.perf_counter() - self._clock
+    speed = len(lines) / seconds
     lines[step] |= {
-      'images_per_second': speed * config.data.batch_size,
-      'model_flops_per_second': speed * flops,
-      'share_of_peak': speed * flops / peak,
-      'share_waiting_for_data': waited / seconds,
+      'images_per_second': speed * self._batch_size,
+      'model_flops_per_second': speed * self._flops,
+      'share_of_peak': speed * self._flops / self._peak,
+      'share_waiting_for_data': self._waited / seconds,
     }
     for number, values in lines.items():
-      writer.write(number, values)
-    progress.set_postfix_str(f'loss {lines[step]["loss"]:.4f}', refresh=False)
-    pending.clear()
-    clock, waited = time.perf_counter(), 0.0
+      self._writer.write(number, values)
+    self._bar.set_postfix_str(f'loss {lines[step]["loss"]:.4f}', refresh=False)
+    self._pending.clear()
+    self._restart_clock()
 
-  step = start
-  with _stop_requests() as stop, contextlib.closing(checkpoints):
-    while step < total and not stop:
-      state, metrics = step_function(state, batch, total_array)
-      pending.append(metrics)
-      step += 1
-      progress.update()
-      position = batches.get_state()
-      begin = time.perf_counter()
-      batch_ahead = put_batch(mesh, next(batches))
-      waited += time.perf_counter() - begin
-      if step % config.train.log_every == 0 or step == total:
-        log(step)
-      if step % config.train.save_every == 0 or step == total:
-        if pending:
-          log(step)
-        checkpoints.save(step, state, position)
-      every = config.train.sample_every
-      if sampler and every and step % every == 0:
-        writer.image(step, 'samples', sampler(state, step))
-        clock = time.perf_counter()
-      batch = batch_ahead
-    if stop and step < total and checkpoints.latest() != step:
-      if pending:
-        log(step)
-      checkpoints.save(step, state, position)
-    checkpoints.wait()
-  progress.close()
-  writer.close()
-  return Run(step, finished=step >= total)
+  def picture(self, step: int, pixels: np.ndarray) -> None:
+    self._writer.image(step, 'samples', pixels)
+    self._restart_clock()
+
+  def close(self) -> None:
+    self._bar.close()
+    self._writer.close()
 
 
 def _flops(step: StepFunction, state: TrainState, batch: dict[str, jax.Array]) -> float:
@@ -197,7 +229,7 @@ def _total_steps(
 def _fetch(
   pending: list[dict[str, jax.Array]], step: int, workdir: pathlib.Path
 ) -> dict[int, dict[str, float]]:
-  """The metrics of the steps up to `step`; stops at a loss that is not finite."""
+  """The metrics of the steps up to `step`; stops at one that is not finite."""
   fetched = jax.device_get(pending)
   first = step - len(fetched) + 1
   lines = {
@@ -205,14 +237,16 @@ def _fetch(
     for i, metrics in enumerate(fetched)
   }
   for number, values in lines.items():
-    if not math.isfinite(values['loss']):
-      path = workdir / f'diagnostic-{number}.json'
-      path.write_text(json.dumps(lines, indent=1) + '\n')
-      raise NonFiniteLoss(
-        f'The loss is {values["loss"]} at step {number}. The metrics of the last'
-        f' {len(lines)} steps are in {path}; the last good checkpoint is kept.'
-        ' Lower config.optimizer.learning_rate or clip_norm and run again.'
-      )
+    # A gradient that is not finite has spoilt the weights before the loss shows it.
+    for name in ('loss', 'gradient_norm'):
+      if not math.isfinite(values[name]):
+        path = workdir / f'diagnostic-{number}.json'
+        path.write_text(json.dumps(lines, indent=1) + '\n')
+        raise NonFinite(
+          f'{name} is {values[name]} at step {number}. The metrics of the last'
+          f' {len(lines)} steps are in {path}; the last good checkpoint is kept.'
+          ' Lower config.optimizer.learning_rate or clip_norm and run again.'
+        )
   return lines
 
 

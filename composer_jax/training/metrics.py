@@ -12,7 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from composer_jax.images import encode_png
+
 FILE = 'metrics.jsonl'
+PICTURES = 'samples'
+"""Folder of the grids of samples, one PNG a step."""
 
 
 class MetricsWriter:
@@ -33,19 +37,24 @@ class MetricsWriter:
       kept = [line for line in whole if json.loads(line)['step'] <= step]
       self._path.write_text(''.join(kept))
     self._file = self._path.open('a')
+    self._pictures = workdir / PICTURES
     self._events = SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1)
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
+    """Adds one line of numbers."""
     self._file.write(json.dumps({'step': step, **values}) + '\n')
     self._file.flush()
     for name, value in values.items():
       self._events.add_scalar(name, value, step)
 
   def image(self, step: int, name: str, pixels: np.ndarray) -> None:
-    """Adds a uint8 (H, W, 3) picture to the event file."""
+    """Keeps a uint8 (H, W, 3) picture, in the event file and as a PNG."""
+    self._pictures.mkdir(exist_ok=True)
+    (self._pictures / f'{step:08d}.png').write_bytes(encode_png(pixels))
     self._events.add_image(name, pixels, step, dataformats='HWC')
 
   def close(self) -> None:
+    """Finishes the files."""
     self._file.close()
     self._events.close()
 

@@ -14,51 +14,11 @@ from composer_jax.conditions.dropout import draw_kept
 from composer_jax.config import Config
 from composer_jax.diffusion import losses
 from composer_jax.diffusion.process import coefficients, q_sample, target, to_eps_and_x0
+from composer_jax.diffusion.resolution import add_noise, enlarge, to_float
 from composer_jax.diffusion.schedule import make_schedule
 from composer_jax.models.clip import Clip, contrastive_loss, normalise
 from composer_jax.models.unet import UNet
 from composer_jax.training.step import Batch, Metrics
-
-LOW_RES_LEVELS = 1000
-"""Levels of the noise on the low-resolution input of an upsampler."""
-
-
-def to_float(images: jax.Array, size: int) -> jax.Array:
-  """uint8 (B, S, S, 3) to float [-1, 1] (B, size, size, 3), averaging areas."""
-  b, side, _, c = images.shape
-  x = images.astype(jnp.float32) / 127.5 - 1
-  if side == size:
-    return x
-  if side % size:
-    raise ValueError(
-      f'The prepared images are {side} pixels on a side; expected a multiple of'
-      f' model.image_size, {size}.'
-    )
-  f = side // size
-  return x.reshape(b, size, f, size, f, c).mean(axis=(2, 4))
-
-
-def enlarge(x: jax.Array, size: int) -> jax.Array:
-  """Bicubic resize of (B, S, S, C) to (B, size, size, C)."""
-  return jax.image.resize(x, (x.shape[0], size, size, x.shape[-1]), 'cubic')
-
-
-def add_low_res_noise(x: jax.Array, level: jax.Array, noise: jax.Array) -> jax.Array:
-  """Conditioning augmentation (Ho et al. 2022, section 4.2).
-
-  The image is noised but keeps its scale, and level 0 leaves it as it is.
-
-  Args:
-    x: low-resolution images (B, S, S, C) in [-1, 1].
-    level: steps (B,) of a cosine schedule of 1000.
-    noise: standard normal, like x.
-  """
-  table = jnp.asarray(
-    make_schedule('cosine', LOW_RES_LEVELS).alphas_cumprod, jnp.float32
-  )
-  c = coefficients(table, level, x.ndim)
-  noised = x + noise * c.noise / c.signal
-  return jnp.where(level.reshape(c.signal.shape) > 0, noised, x)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +67,7 @@ class Diffusion:
     if config.low_res_size:
       small = to_float(batch['image'], config.low_res_size)
       level = jax.random.randint(level_key, (size,), 0, shape.low_res_noise + 1)
-      small = add_low_res_noise(small, level, jax.random.normal(low_key, small.shape))
+      small = add_noise(small, level, jax.random.normal(low_key, small.shape))
       low_res = enlarge(small, config.image_size)
 
     output = model(

@@ -46,6 +46,11 @@ class TrainState:
   ema: nnx.State
   opt_state: Any
 
+  def split(self) -> tuple[dict[str, Any], nnx.State]:
+    """What only training needs, by field, and the averaged weights."""
+    rest = dict(vars(self))
+    return rest, rest.pop('ema')
+
 
 Gradients = tuple[nnx.State, Metrics]
 

@@ -8,7 +8,7 @@ from jax import numpy as jnp
 from composer_jax.diffusion.process import coefficients, to_eps_and_x0
 from composer_jax.diffusion.schedule import make_schedule
 from composer_jax.sampling.ddim import ddim
-from composer_jax.sampling.guidance import classifier_free
+from composer_jax.sampling.guidance import classifier_free, unguided
 from composer_jax.sampling.loop import initial_noise, sample, timesteps
 
 ALPHAS = jnp.asarray(make_schedule('cosine').alphas_cumprod, jnp.float32)
@@ -111,6 +111,21 @@ def test_a_model_without_conditions_can_be_asked():
   eps, x_0 = classifier_free(model, {}, {}, 3.0)(X_T, jnp.int32(3))
   np.testing.assert_array_equal(eps, 2 * X_T)
   np.testing.assert_array_equal(x_0, X_T)
+
+
+def test_without_guidance_is_guidance_1_in_one_pass():
+  seen = []
+
+  def model(x_t, *rest):
+    seen.append(len(x_t))
+    return make_model()(x_t, *rest)
+
+  t = jnp.asarray(300)
+  plain = unguided(model, CONDITIONS, KEPT)(X_T, t)
+  guided = classifier_free(model, CONDITIONS, KEPT, 1.0)(X_T, t)
+  for ours, wanted in zip(plain, guided, strict=True):
+    np.testing.assert_allclose(ours, wanted, rtol=1e-5, atol=1e-6)
+  assert seen == [3, 6]
 
 
 def test_guidance_of_the_wrong_length_is_refused():

@@ -1,0 +1,52 @@
+"""The resolutions of a cascade: from stored pixels to what each stage sees."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from composer_jax.diffusion.process import coefficients
+from composer_jax.diffusion.schedule import make_schedule
+
+LEVELS = 1000
+"""Levels of the noise on the low-resolution input of an upsampler."""
+
+
+def to_float(images: jax.Array, size: int) -> jax.Array:
+  """uint8 (B, S, S, 3) to float [-1, 1] (B, size, size, 3), averaging areas.
+
+  Raises:
+    ValueError: S is no multiple of `size`.
+  """
+  b, side, _, c = images.shape
+  x = images.astype(jnp.float32) / 127.5 - 1
+  if side == size:
+    return x
+  if side % size:
+    raise ValueError(
+      f'The prepared images are {side} pixels on a side; expected a multiple of'
+      f' model.image_size, {size}.'
+    )
+  f = side // size
+  return x.reshape(b, size, f, size, f, c).mean(axis=(2, 4))
+
+
+def enlarge(x: jax.Array, size: int) -> jax.Array:
+  """Bicubic resize of (B, S, S, C) to (B, size, size, C)."""
+  return jax.image.resize(x, (x.shape[0], size, size, x.shape[-1]), 'cubic')
+
+
+def add_noise(x: jax.Array, level: jax.Array, noise: jax.Array) -> jax.Array:
+  """Conditioning augmentation (Ho et al. 2022, section 4.2).
+
+  The image is noised but keeps its scale, and level 0 leaves it as it is.
+
+  Args:
+    x: low-resolution images (B, S, S, C) in [-1, 1].
+    level: steps (B,) of a cosine schedule of `LEVELS`.
+    noise: standard normal, like x.
+  """
+  table = jnp.asarray(make_schedule('cosine', LEVELS).alphas_cumprod, jnp.float32)
+  c = coefficients(table, level, x.ndim)
+  noised = x + noise * c.noise / c.signal
+  return jnp.where(level.reshape(c.signal.shape) > 0, noised, x)

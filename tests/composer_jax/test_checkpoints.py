@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from composer_jax.checkpoints import Checkpoints, open_finished
+
+STATE = {'weights': jnp.arange(6.0).reshape(2, 3), 'step': jnp.asarray(4, jnp.int32)}
+EMA = {'weights': jnp.ones((2, 3))}
+
+
+def shapes(tree):
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
+def saved(workdir, steps=(4,), keep=2):
+  checkpoints = Checkpoints(workdir, keep)
+  for step in steps:
+    checkpoints.save(step, STATE, EMA, {'next_batch': step})
+  checkpoints.close()
+
+
+def test_what_was_saved_comes_back_bit_for_bit(tmp_path):
+  saved(tmp_path)
+  checkpoints = Checkpoints(tmp_path, 2)
+  state, ema, data = checkpoints.restore(4, shapes(STATE), shapes(EMA))
+  checkpoints.close()
+  jax.tree.map(np.testing.assert_array_equal, (state, ema), (STATE, EMA))
+  assert state['step'].dtype == jnp.int32
+  assert data == {'next_batch': 4}
+
+
+def test_arrays_may_change_as_soon_as_saving_has_begun(tmp_path):
+  checkpoints = Checkpoints(tmp_path, 2)
+  array = jnp.arange(1000.0)
+  checkpoints.save(1, {'x': array}, EMA, {})
+  array.delete()  # As a donated buffer is.
+  checkpoints.wait()
+  state, _, _ = checkpoints.restore(1, shapes({'x': jnp.zeros(1000)}), shapes(EMA))
+  checkpoints.close()
+  np.testing.assert_array_equal(state['x'], np.arange(1000.0))
+
+
+def test_a_finished_run_is_opened_at_its_newest_step_and_left_as_it_is(tmp_path):
+  saved(tmp_path, steps=(1, 2, 3), keep=2)
+  before = sorted(path for path in tmp_path.rglob('*'))
+  checkpoints, step = open_finished(tmp_path)
+  average = checkpoints.restore_average(step, shapes(EMA))
+  checkpoints.close()
+  assert step == 3
+  np.testing.assert_array_equal(average['weights'], EMA['weights'])
+  assert sorted(path for path in tmp_path.rglob('*')) == before
+
+
+def test_a_folder_without_checkpoints_is_one_clear_error(tmp_path):
+  with pytest.raises(FileNotFoundError, match='holds no checkpoints; train there'):
+    open_finished(tmp_path)
+  Checkpoints(tmp_path, 1).close()
+  with pytest.raises(FileNotFoundError, match='no finished checkpoint'):
+    open_finished(tmp_path)

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+
+import pytest
+
+from composer_jax import config as config_lib
+from composer_jax.models.clip import ClipConfig
+from composer_jax.models.unet import UNetConfig
+
+ROOT = pathlib.Path(__file__).parents[2]
+DEMO = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob('configs/*/*.py'))
+DEMO = [name for name in DEMO if not name.endswith('__init__.py')]
+
+
+@pytest.mark.parametrize('name', DEMO)
+def test_every_config_that_comes_along_is_valid_and_short(name):
+  config = config_lib.parse([f'--config={name}'])
+  kind = ClipConfig if config.stage == 'dual_encoder' else UNetConfig
+  assert isinstance(config.model, kind)
+  lines = (ROOT / name).read_text().splitlines()
+  assert len(lines) < 80
+  assert any('composer-jax train' in line for line in lines)
+
+
+def test_fields_are_set_on_the_command_line():
+  config = config_lib.parse(
+    [
+      '--config',
+      'configs/demo/base.py',
+      '--config.optimizer.learning_rate=0.5',
+      '--config.model.channels=32',
+      "--config.model.conditions=('palette','mask')",
+      '--config.data.flip=False',
+    ]
+  )
+  assert config.optimizer.learning_rate == 0.5
+  assert config.unet.channels == 32
+  assert config.unet.conditions == ('palette', 'mask')
+  assert config.data.flip is False
+
+
+def test_a_config_survives_its_json(tmp_path):
+  config = config_lib.parse(['--config=configs/demo/upsampler.py'])
+  path = tmp_path / 'config.json'
+  path.write_text(config.to_json())
+  assert config_lib.load(path) == config
+
+
+def test_configs_are_found_from_any_folder(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert config_lib.parse(['--config=configs/demo/base.py']).stage == 'diffusion'
+
+
+def test_an_own_config_file_is_preferred(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  os.makedirs('configs/demo')
+  own = (
+    (ROOT / 'configs/demo/base.py').read_text().replace("'steps': 3000", "'steps': 7")
+  )
+  pathlib.Path('configs/demo/base.py').write_text(own)
+  assert config_lib.parse(['--config=configs/demo/base.py']).train.steps == 7
+
+
+@pytest.mark.parametrize(
+  ('argument', 'message'),
+  [
+    ('--config.model.chanels=3', 'chanels'),
+    ('--config.train.steps=many', 'many'),
+    ('--config.diffusion.prediction=w', r"config.diffusion.prediction is 'w'.*'eps'"),
+    ('--config.model.multipliers=(1,)', r'model.attention has 2 .* multipliers 1'),
+    ('--nonsense=1', 'nonsense'),
+  ],
+)
+def test_a_wrong_override_is_one_error_that_names_it(argument, message):
+  with pytest.raises(ValueError, match=message):
+    config_lib.parse(['--config=configs/demo/base.py', argument])
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'stage': 'priors'}, "config.stage is 'priors'"),
+    ({'train': {'step': 3}}, r'config.train.step is not a field.*steps'),
+    ({'train': {'steps': True}}, 'config.train.steps is True of type bool'),
+    ({'train': {'steps': 1.5}}, 'config.train.steps is 1.5 of type float'),
+    ({'optimizers': {}}, 'config.optimizers is not a field'),
+    ({'model': {'multipliers': 3}}, r'config.model.multipliers is 3; expected a seq'),
+    ({'model': {'multipliers': ['a']}}, r"config.model.multipliers\[0\] is 'a'"),
+  ],
+)
+def test_a_wrong_field_is_one_error_that_names_it(change, message):
+  values = json.loads(config_lib.parse(['--config=configs/demo/base.py']).to_json())
+  with pytest.raises(ValueError, match=message):
+    config_lib.from_dict({**values, **change})
+
+
+def test_an_incomplete_dual_encoder_names_what_is_missing():
+  with pytest.raises(ValueError, match=r'config.model is incomplete.*patch_size'):
+    config_lib.from_dict({'stage': 'dual_encoder', 'model': {'image_size': 32}})
+
+
+def test_no_config_and_a_missing_one_are_clear_errors():
+  with pytest.raises(ValueError, match='--config FILE is missing'):
+    config_lib.parse([])
+  with pytest.raises(FileNotFoundError, match=r'no such file.*configs/demo/base.py'):
+    config_lib.parse(['--config=configs/demo/nothing.py'])
+
+
+def test_the_model_of_the_other_kind_is_refused():
+  base = config_lib.parse(['--config=configs/demo/base.py'])
+  encoder = config_lib.parse(['--config=configs/demo/dual_encoder.py'])
+  with pytest.raises(TypeError, match='diffusion stage has no dual encoder'):
+    _ = base.clip
+  with pytest.raises(TypeError, match='dual_encoder stage has no U-Net'):
+    _ = encoder.unet

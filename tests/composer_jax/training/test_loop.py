@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from composer_jax.checkpoints import Checkpoints
+from composer_jax.training import loop
+
+
+class Interrupting:
+  """Batches that do something when a certain one is asked for."""
+
+  def __init__(self, source, number, action):
+    self._source, self._number, self._action = source, number, action
+    self._count = 0
+    self.get_state, self.set_state = source.get_state, source.set_state
+
+  def __next__(self):
+    self._count += 1
+    batch = next(self._source)
+    return self._action(batch) if self._count == self._number else batch
+
+
+def losses(workdir):
+  rows = [json.loads(line) for line in (workdir / 'metrics.jsonl').open()]
+  return {row['step']: row['loss'] for row in rows}
+
+
+def latest(workdir):
+  checkpoints = Checkpoints(workdir, keep=None)
+  step = checkpoints.latest()
+  checkpoints.close()
+  return step
+
+
+@pytest.fixture(scope='session')
+def unbroken(make_config, source_of, tmp_path_factory):
+  config = make_config()
+  workdir = tmp_path_factory.mktemp('unbroken')
+  run = loop.train(config, *source_of(config), workdir)
+  assert run == loop.Run(6, finished=True)
+  return workdir
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_signal_saves_and_the_next_run_goes_on_bit_for_bit(
+  make_config, source_of, unbroken, tmp_path, number
+):
+  def stop(batch):
+    os.kill(os.getpid(), number)
+    return batch
+
+  config = make_config()
+  stage, source = source_of(config)
+  run = loop.train(config, stage, Interrupting(source, 4, stop), tmp_path)
+  assert run == loop.Run(3, finished=False)
+  assert latest(tmp_path) == 3
+  stage, source = source_of(config)
+  assert loop.train(config, stage, source, tmp_path) == loop.Run(6, finished=True)
+  assert losses(tmp_path) == losses(unbroken)
+
+
+def test_the_handlers_of_before_are_put_back(make_config, source_of, tmp_path):
+  before = signal.getsignal(signal.SIGTERM)
+  config = make_config(train={'steps': 1})
+  loop.train(config, *source_of(config), tmp_path)
+  assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_every_step_is_logged_with_its_speed_at_intervals(unbroken):
+  rows = [json.loads(line) for line in (unbroken / 'metrics.jsonl').open()]
+  assert [row['step'] for row in rows] == [1, 2, 3, 4, 5, 6]
+  for row in rows:
+    assert np.isfinite([row['loss'], row['gradient_norm'], row['learning_rate']]).all()
+  timed = [row for row in rows if 'images_per_second' in row]
+  assert [row['step'] for row in timed] == [2, 4, 6]
+  for row in timed:
+    assert row['model_flops_per_second'] > 0
+    assert 0 < row['share_of_peak'] < 1
+    assert 0 <= row['share_waiting_for_data'] <= 1
+
+
+@pytest.mark.parametrize('spoilt', ['loss', 'gradient_norm'])
+def test_what_is_not_finite_stops_the_run_and_spares_the_last_good_checkpoint(
+  make_config, source_of, tmp_path, spoilt
+):
+  config = make_config()
+  stage, source = source_of(config)
+
+  class Spoilt(type(stage)):
+    def loss(self, model, batch, key):
+      value, metrics = super().loss(model, batch, key)
+      bad = batch['bad'].any()
+      if spoilt == 'loss':
+        return value + jax.numpy.where(bad, jax.numpy.nan, 0.0), metrics
+      # The square root has a finite value and an infinite slope at zero.
+      zero = 0.0 * value
+      return value + jax.numpy.where(bad, jax.numpy.sqrt(zero), 0.0), metrics
+
+  class Marked:
+    def __init__(self):
+      self.get_state, self.set_state = source.get_state, source.set_state
+
+    def __next__(self):
+      bad = source.get_state()['next_batch'] == 4
+      return {**next(source), 'bad': np.full(config.data.batch_size, bad)}
+
+  stage = Spoilt(stage.config, stage.condition_shapes)
+  with pytest.raises(loop.NonFinite, match=rf'{spoilt} is (nan|inf) at step 5.*Lower'):
+    loop.train(config, stage, Marked(), tmp_path)
+  assert latest(tmp_path) == 4
+  diagnostic = json.loads((tmp_path / 'diagnostic-5.json').read_text())
+  assert set(diagnostic) == {'5', '6'}
+  assert not np.isfinite(diagnostic['5'][spoilt])
+  stage, source = source_of(config)
+  assert loop.train(config, stage, source, tmp_path).finished
+
+
+def test_minutes_become_steps_once_and_for_all(make_config, source_of, tmp_path):
+  config = make_config(train={'minutes': 0.004})
+  run = loop.train(config, *source_of(config), tmp_path)
+  kept = json.loads((tmp_path / 'budget.json').read_text())
+  assert run == loop.Run(kept['steps'], finished=True)
+  assert kept['minutes'] == 0.004
+  longer = make_config(train={'minutes': 40.0})
+  assert loop.train(longer, *source_of(longer), tmp_path) == run
+
+
+def test_a_trial_of_the_speed_does_not_change_the_training(
+  make_config, source_of, unbroken, tmp_path
+):
+  (tmp_path / 'budget.json').write_text('{"steps": 6}')
+  config = make_config(train={'minutes': 1.0})
+  loop.train(config, *source_of(config), tmp_path)
+  assert losses(tmp_path) == losses(unbroken)
+
+
+def test_pictures_are_drawn_at_intervals_and_at_the_end(
+  make_config, source_of, tmp_path
+):
+  config = make_config(train={'steps': 5, 'sample_every': 2})
+  seen = []
+
+  def sampler(state, step):
+    assert int(state.step) == step
+    seen.append(step)
+    return np.zeros((4, 4, 3), np.uint8)
+
+  loop.train(config, *source_of(config), tmp_path, sampler)
+  assert seen == [2, 4, 5]
+  assert len(list((tmp_path / 'samples').glob('*.png'))) == 3
+
+
+def test_only_the_newest_checkpoints_are_kept(make_config, source_of, tmp_path):
+  config = make_config(train={'save_every': 1, 'keep': 2})
+  loop.train(config, *source_of(config), tmp_path)
+  names = [path.name for path in (tmp_path / 'checkpoints').iterdir()]
+  assert sorted(name for name in names if name.isdigit()) == ['5', '6']
+
+
+def test_going_on_with_other_data_is_refused(make_config, source_of, tmp_path):
+  config = make_config(train={'steps': 2})
+  loop.train(config, *source_of(config), tmp_path)
+  other = make_config(train={'steps': 4, 'seed': 1})
+  with pytest.raises(ValueError, match='saved position is for seed 0'):
+    loop.train(other, *source_of(other), tmp_path)

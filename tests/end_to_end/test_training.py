@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests.end_to_end.conftest import TINY, command, environment, metrics, run
+
+STEPS = 40
+
+
+def words(data, workdir, *more):
+  return [
+    'train',
+    '--config=configs/demo/base.py',
+    f'--workdir={workdir}',
+    f'--config.data.path={data}',
+    "--config.model.conditions=('palette','sketch','intensity','mask')",
+    *TINY,
+    *more,
+  ]
+
+
+def losses(workdir):
+  return {step: row['loss'] for step, row in metrics(workdir).items()}
+
+
+@pytest.fixture(scope='module')
+def unbroken(data, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('unbroken')
+  run(*words(data, workdir, f'--config.train.steps={STEPS}'))
+  assert sorted(losses(workdir)) == list(range(1, STEPS + 1))
+  return workdir
+
+
+def start(data, workdir):
+  """Starts a run and returns when it has trained some steps."""
+  more = (f'--config.train.steps={STEPS}', '--config.train.save_every=5')
+  process = subprocess.Popen(
+    command(*words(data, workdir, *more)),
+    env=environment(),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+  wanted = random.randint(2, STEPS // 2)
+  deadline = time.monotonic() + 120
+  path = workdir / 'metrics.jsonl'
+  while not path.exists() or path.read_text().count('\n') < wanted:
+    assert process.poll() is None, process.stdout.read()[-3000:]
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+  return process
+
+
+@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM])
+def test_a_run_stopped_at_a_random_step_goes_on_bit_for_bit(
+  data, unbroken, tmp_path, number
+):
+  process = start(data, tmp_path)
+  process.send_signal(number)
+  output, _ = process.communicate(timeout=60)
+  if number == signal.SIGTERM:
+    assert process.returncode == 0, output[-3000:]
+    assert 'saved; run again to go on' in output
+  else:
+    assert process.returncode == -signal.SIGKILL
+  before = losses(tmp_path)
+  assert len(before) < STEPS
+  run(*words(data, tmp_path, f'--config.train.steps={STEPS}'))
+  assert losses(tmp_path) == losses(unbroken)
+
+
+@pytest.mark.parametrize('fsdp', [1, 4])
+def test_eight_devices_have_the_losses_of_one(data, unbroken, tmp_path, fsdp):
+  more = ('--config.train.steps=8', f'--config.mesh.fsdp={fsdp}')
+  run(*words(data, tmp_path, *more), devices=8)
+  wanted = losses(unbroken)
+  for step, loss in losses(tmp_path).items():
+    assert loss == pytest.approx(wanted[step], rel=1e-5), step
+
+
+def test_a_workdir_of_another_model_is_refused_with_the_difference(data, unbroken):
+  other = command(*words(data, unbroken), '--config.model.channels=8')
+  done = subprocess.run(other, env=environment(), capture_output=True, text=True)
+  assert done.returncode == 1
+  assert 'model.channels: 16 there, 8 asked' in done.stderr
+  assert 'Traceback' not in done.stderr

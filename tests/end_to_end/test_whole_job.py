@@ -1,0 +1,125 @@
+"""From a folder of images to a report, as a user would go, with models too small."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from composer_jax import conditions
+from tests.end_to_end.conftest import TINY, command, environment, run
+
+
+@pytest.fixture(scope='module')
+def model(data, tmp_path_factory):
+  """Encoder, base model and upsampler, trained for a few steps each."""
+  model = tmp_path_factory.mktemp('model')
+
+  def train(stage, workdir, *more):
+    run(
+      'train',
+      f'--config=configs/demo/{stage}.py',
+      f'--workdir={model / workdir}',
+      f'--config.data.path={data}',
+      '--config.train.steps=6',
+      *more,
+    )
+
+  train(
+    'dual_encoder',
+    'encoder',
+    '--config.data.batch_size=16',
+    '--config.model.vision_width=32',
+    '--config.model.text_width=32',
+    '--config.model.embed_width=32',
+  )
+  run('prepare', '--onto', data, '--encoder', model / 'encoder')
+  train('base', 'base', *TINY, '--config.train.sample_every=6')
+  train('upsampler', 'upsampler', *TINY)
+  return model
+
+
+def test_the_prepared_folder_opens_in_tensorflow_datasets(data):
+  builder = tfds.builder_from_directory(str(data))
+  source = builder.as_data_source('train')
+  assert len(source) + len(builder.as_data_source('test')) == 48
+  record = source[0]
+  assert record['image'].shape == (64, 64, 3)
+  assert record['palette'].sum() == pytest.approx(1, abs=0.01)
+
+
+def test_training_leaves_pictures_of_samples(model):
+  (picture,) = (model / 'base' / 'samples').glob('*.png')
+  with Image.open(picture) as image:
+    # The original, everything together, and each of eight conditions alone.
+    assert image.width == 32 * 10
+
+
+def test_decompose_with_a_model_writes_all_eight(model, photographs, tmp_path):
+  image = photographs / 'coffee 01.png'
+  words = ('decompose', image, '--out', tmp_path, '--size', 64, '--model', model)
+  run(*words, '--caption', 'a cup of coffee')
+  arrays = np.load(tmp_path / 'conditions.npz')
+  names = {condition.name for condition in conditions.ALL}
+  assert set(arrays.files) == names | {'image'}
+  assert {path.stem for path in tmp_path.glob('*.png')} == names | {'image'}
+
+
+def test_an_image_is_composed_and_made_again_bit_for_bit(model, photographs, tmp_path):
+  first, again = tmp_path / 'first.png', tmp_path / 'again.png'
+  run(
+    'compose',
+    *('--model', model, '--out', first, '--seed', 3, '--steps', 4, '--eta', 0.5),
+    *('--from', photographs / 'coffee 01.png', '--use', 'sketch,mask'),
+    *('--from', photographs / 'rocket 02.png', '--use', 'semantics'),
+    *('--palette', '#aa3322,#fff:2', '--caption', 'a cup'),
+  )
+  run('compose', '--model', model, '--again', first, '--out', again)
+  assert again.read_bytes() == first.read_bytes()
+  with Image.open(first) as image:
+    assert image.size == (64, 64)
+  moved = tmp_path / 'moved'
+  shutil.copytree(model, moved)
+  run('compose', '--model', moved, '--again', first, '--out', again)
+  assert again.read_bytes() == first.read_bytes()
+
+
+@pytest.mark.parametrize(
+  ('words', 'message'),
+  [
+    (('--use', 'sketches'), "Unknown condition 'sketches'"),
+    (('--use', 'sketch', '--palette', 'red'), "--palette has 'red'"),
+    (('--use', 'sketch', '--steps', '5000'), '5000 sampling steps .* 1 to 1000'),
+  ],
+)
+def test_a_wrong_wish_is_one_clear_error(model, photographs, tmp_path, words, message):
+  image = photographs / 'coffee 01.png'
+  base = ('compose', '--model', model, '--out', tmp_path / 'x.png', '--from', image)
+  done = subprocess.run(
+    command(*base, *words), env=environment(), capture_output=True, text=True
+  )
+  assert done.returncode != 0
+  assert re.search(message, done.stderr)
+  assert 'Traceback' not in done.stderr
+  assert not (tmp_path / 'x.png').exists()
+
+
+def test_the_report_shows_everything_and_what_was_left_out(model, data, tmp_path):
+  out = run('report', '--model', model, '--data', data, '--out', tmp_path, '--n', 3)
+  assert 'palette' in out
+  page = (tmp_path / 'index.html').read_text('utf-8')
+  assert 'notes.md' in page
+  assert not re.search(r'(?:src|href)="https?:', page)
+  report = json.loads((tmp_path / 'report.json').read_text())
+  assert {row['condition'] for row in report['alone']} == {
+    condition.name for condition in conditions.ALL
+  }
+  # Run again, it finds everything made and changes nothing.
+  run('report', '--model', model, '--data', data, '--out', tmp_path, '--n', 3)
+  assert (tmp_path / 'index.html').read_text('utf-8') == page
