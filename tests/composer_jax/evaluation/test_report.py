@@ -239,6 +239,30 @@ def test_what_was_made_otherwise_is_not_taken_from_the_cache(
   assert composer.calls == first if change != 'images' else 0 < composer.calls < first
 
 
+class Same(Other):
+  """As many images, all of them one and the same."""
+
+  def __init__(self, data, index):
+    super().__init__(data, 3)
+    self._index = index
+
+  def __getitem__(self, index):
+    return self._data[self._index]
+
+
+@pytest.mark.parametrize('change', ['noise', 'conditions'])
+def test_the_cache_tells_noise_and_conditions_apart(composer, data, tmp_path, change):
+  composer.names = ('palette',)
+  options = {'num_shown': 2, 'num_measured': 3, 'progress': False}
+  write_report(composer, Same(data, 1), tmp_path, seed=0, **options)
+  first, composer.calls = composer.calls, 0
+  write_report(composer, Same(data, 1), tmp_path, seed=0, **options)
+  assert composer.calls == 0
+  index, seed = (1, 1) if change == 'noise' else (7, 0)
+  write_report(composer, Same(data, index), tmp_path, seed=seed, **options)
+  assert composer.calls == first
+
+
 def test_without_an_encoder_the_embedded_conditions_are_not_judged(
   composer, data, tree, tmp_path
 ):
