@@ -20,11 +20,10 @@ from tqdm import tqdm
 
 from composer_jax.checkpoints import Checkpoints
 from composer_jax.config import Config
-from composer_jax.sharding.mesh import make_mesh, put_batch
+from composer_jax.sharding.mesh import make_mesh, put_batch, replicated
 from composer_jax.training.metrics import MetricsWriter, peak_flops
 from composer_jax.training.step import (
   Stage,
-  StepFunction,
   TrainState,
   abstract_state,
   initial_state,
@@ -96,26 +95,29 @@ def train(
   ):
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
     state, step = _start(config, stage, batches, mesh, checkpoints)
-    step_function = make_step(stage, config, mesh)
     batch = put_batch(mesh, next(batches))
-    total = _total_steps(config, workdir, step_function, state, batch)
-    length = jnp.asarray(total, jnp.float32)
-    flops = _flops(step_function, state, batch)
+    length = _scalar(mesh, 0)
+    advance = make_step(stage, config, mesh).lower(state, batch, length).compile()
+    total = _total_steps(config, workdir, advance, state, batch)
+    length = _scalar(mesh, total)
+    flops = float((advance.cost_analysis() or {}).get('flops', math.nan))
     with contextlib.closing(_Journal(config, workdir, step, total, flops)) as journal:
-      while step < total and not stop:
-        state, metrics = step_function(state, batch, length)
+      stopping = False
+      while step < total and not stopping:
+        state, metrics = advance(state, batch, length)
         step += 1
         journal.add(metrics)
         position = batches.get_state()
         with journal.waiting_for_data():
           batch = put_batch(mesh, next(batches))
-        last = step == total or bool(stop)
-        save = last or step % config.train.save_every == 0
+        stopping = bool(stop)
+        save = step == total or stopping or step % config.train.save_every == 0
         # Metrics first: what is not finite must not become the newest checkpoint.
         if save or step % config.train.log_every == 0:
           journal.write(step)
         if save:
-          checkpoints.save(step, *state.split(), position)
+          rest, ema = state.split()
+          checkpoints.save(step, rest, ema, position)
         if sampler and (step == total or step % config.train.sample_every == 0):
           journal.picture(step, sampler(state, step))
   return Run(step, finished=step >= total)
@@ -133,7 +135,15 @@ def _start(
   newest = checkpoints.latest()
   if newest is None:
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-    build = jax.jit(lambda: initial_state(stage, config)[1], out_shardings=shardings)
+    build = jax.jit(
+      lambda: initial_state(stage, config)[1],
+      out_shardings=shardings,
+      # Drawing the weights is compiled to be run once: on CPUs, optimising that
+      # takes longer than it saves.
+      compiler_options={'xla_backend_optimization_level': 0}
+      if jax.default_backend() == 'cpu'
+      else None,
+    )
     return build(), 0
   rest, ema, position = checkpoints.restore(newest, *shapes.split())
   batches.set_state(position)
@@ -193,16 +203,14 @@ class _Journal:
     self._writer.close()
 
 
-def _flops(step: StepFunction, state: TrainState, batch: dict[str, jax.Array]) -> float:
-  """Floating-point operations of one step, as XLA counts them."""
-  compiled = step.lower(state, batch, jnp.zeros((), jnp.float32)).compile()
-  return float((compiled.cost_analysis() or {}).get('flops', math.nan))
+def _scalar(mesh: Mesh, value: float) -> jax.Array:
+  return jax.device_put(np.float32(value), replicated(mesh))
 
 
 def _total_steps(
   config: Config,
   workdir: pathlib.Path,
-  step: StepFunction,
+  advance: jax.stages.Compiled,
   state: TrainState,
   batch: dict[str, jax.Array],
 ) -> int:
@@ -214,11 +222,11 @@ def _total_steps(
     return json.loads(path.read_text())['steps']
   # The trial steps take a copy of the state, since a step consumes its input.
   trial = jax.tree.map(jnp.copy, state)
-  length = jnp.ones((), jnp.float32)
+  length = _scalar(state.step.sharding.mesh, 1)
   seconds = []
   for _ in range(TRIAL_STEPS):
     begin = time.perf_counter()
-    trial, metrics = step(trial, batch, length)
+    trial, metrics = advance(trial, batch, length)
     jax.block_until_ready(metrics)
     seconds.append(time.perf_counter() - begin)
   steps = max(1, int(config.train.minutes * 60 / float(np.median(seconds[2:]))))

@@ -122,12 +122,12 @@ def test_what_is_not_finite_stops_the_run_and_spares_the_last_good_checkpoint(
 
 
 def test_minutes_become_steps_once_and_for_all(make_config, source_of, tmp_path):
-  config = make_config(train={'minutes': 0.004})
+  config = make_config(train={'minutes': 0.004, 'save_every': 1000})
   run = loop.train(config, *source_of(config), tmp_path)
   kept = json.loads((tmp_path / 'budget.json').read_text())
   assert run == loop.Run(kept['steps'], finished=True)
   assert kept['minutes'] == 0.004
-  longer = make_config(train={'minutes': 40.0})
+  longer = make_config(train={'minutes': 40.0, 'save_every': 1000})
   assert loop.train(longer, *source_of(longer), tmp_path) == run
 
 
