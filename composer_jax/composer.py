@@ -157,6 +157,12 @@ class Composer:
   def __init__(self, stages: list[Denoising], encoder: TrainedEncoder | None):
     self._stages, self.encoder = stages, encoder
     base = stages[0]
+    for stage in stages[1:]:
+      if extra := set(stage.config.unet.conditions) - set(base.config.unet.conditions):
+        raise ValueError(
+          f'An upsampler knows {", ".join(sorted(extra))}, which the base model does'
+          ' not; train both with the same conditions.'
+        )
     self.names = base.config.unet.conditions
     self.condition_shapes = base.condition_shapes
     self.image_size = stages[-1].config.unet.image_size
@@ -197,10 +203,14 @@ class Composer:
     """The conditions that a text alone gives, without a batch axis.
 
     Raises:
-      ValueError: the model has no dual encoder.
+      ValueError: the model has no dual encoder, or was trained without captions.
     """
     if self.encoder is None:
       raise ValueError('A caption needs a model with a dual encoder, in encoder/.')
+    if not any(c.from_text for c in by_name(self.names)):
+      raise ValueError(
+        f'This model was trained without captions; it knows {", ".join(self.names)}.'
+      )
     blank = np.zeros((1, self.condition_size, self.condition_size, 3), np.uint8)
     return {
       c.name: c.embed(self.encoder, blank, [caption])[0]

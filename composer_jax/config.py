@@ -5,12 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import runpy
 import types
 import typing
 from typing import Any, Literal
 
+from composer_jax.diffusion.resolution import LEVELS
 from composer_jax.models.clip import ClipConfig
 from composer_jax.models.unet import UNetConfig
+
+
+def _check_level(name: str, level: int) -> None:
+  if not 0 <= level < LEVELS:
+    raise ValueError(f'{name} is {level}; expected 0 to {LEVELS - 1}.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +47,7 @@ class DiffusionConfig:
     prediction: `eps`, `v` or `x0`.
     weighting: `none`, or `min_snr` (Hang et al. 2023).
     low_res_noise: largest level of the noise on an upsampler's input, as a diffusion
-      step of its own schedule of 1000.
+      step of its own schedule of 1000; 0 for none.
   """
 
   schedule: Literal['cosine', 'linear'] = 'cosine'
@@ -48,6 +55,9 @@ class DiffusionConfig:
   prediction: Literal['eps', 'v', 'x0'] = 'eps'
   weighting: Literal['none', 'min_snr'] = 'none'
   low_res_noise: int = 0
+
+  def __post_init__(self):
+    _check_level('config.diffusion.low_res_noise', self.low_res_noise)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +74,8 @@ class OptimizerConfig:
     weight_decay: decoupled weight decay.
     clip_norm: largest global norm of the gradient.
     ema: decay of the average of the weights.
-    accumulate: micro-batches whose gradients are added up in a step.
+    accumulate: micro-batches whose gradients are averaged in a step; divides the
+      batch.
   """
 
   learning_rate: float = 1.2e-4
@@ -86,7 +97,7 @@ class TrainConfig:
     steps: steps in all, unless `minutes` is given.
     minutes: minutes of training; the speed is measured at the start, and the number
       of steps that follows from it is kept for every restart.
-    log_every: steps between lines of metrics.
+    log_every: steps after which their metrics are written, one line a step.
     save_every: steps between checkpoints.
     keep: checkpoints that are kept.
     sample_every: steps between grids of samples in the event files; 0 for none.
@@ -130,6 +141,9 @@ class SampleConfig:
   guidance: float = 2.0
   eta: float = 0.0
   low_res_noise: int = 0
+
+  def __post_init__(self):
+    _check_level('config.sample.low_res_noise', self.low_res_noise)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,6 +278,35 @@ def find(path: str) -> pathlib.Path:
   )
 
 
+def _defaults(kind: Any) -> dict[str, Any]:
+  """What a dataclass fills in by itself, by field; inner dataclasses are dicts too."""
+  found: dict[str, Any] = {}
+  for field in dataclasses.fields(kind):
+    if dataclasses.is_dataclass(field.default):
+      found[field.name] = _defaults(field.default)
+    elif field.default is not dataclasses.MISSING:
+      found[field.name] = field.default
+  return found
+
+
+def _read(text: str) -> dict[str, Any]:
+  """The fields of a config file, completed so that each of them can be overridden.
+
+  Args:
+    text: `FILE`, or `FILE:ARGUMENT` for a file whose `get_config` takes one.
+  """
+  path, colon, argument = text.partition('.py:')
+  file = find(path + '.py' if colon else text)
+  given = runpy.run_path(str(file))['get_config'](*[argument] * bool(colon)).to_dict()
+  fields = {'model': _defaults(MODELS.get(given.get('stage'), UNetConfig))}
+  fields |= _defaults(Config)
+  for name, value in given.items():
+    inner = fields.get(name)
+    mergeable = isinstance(inner, dict) and isinstance(value, dict)
+    fields[name] = inner | value if mergeable else value
+  return fields
+
+
 def parse(argv: list[str]) -> Config:
   """Reads `--config FILE --config.field=value ...`, as ml_collections does.
 
@@ -272,24 +315,33 @@ def parse(argv: list[str]) -> Config:
     FileNotFoundError: the config file does not exist.
   """
   from absl import flags
-  from ml_collections import config_flags
+  from ml_collections import config_dict, config_flags
 
-  argv = list(argv)
-  for index, argument in enumerate(argv):
-    if argument == '--config' and index + 1 < len(argv):
-      argv[index + 1] = str(find(argv[index + 1]))
+  path, overrides = None, []
+  rest = iter(argv)
+  for argument in rest:
+    if argument == '--config':
+      path = next(rest, None)
     elif argument.startswith('--config='):
-      argv[index] = f'--config={find(argument.removeprefix("--config="))}'
+      path = argument.removeprefix('--config=')
+    else:
+      overrides.append(argument)
+  if path is None:
+    raise ValueError('--config FILE is missing, such as configs/demo/base.py.')
+  words = ['composer-jax', *overrides]
   values = flags.FlagValues()
-  holder = config_flags.DEFINE_config_file(
-    'config', help_string='Config file.', flag_values=values
-  )
   try:
-    values(['composer-jax', *argv])
+    holder = config_flags.DEFINE_config_dict(
+      'config',
+      config_dict.ConfigDict(_read(path)),
+      flag_values=values,
+      sys_argv=words,
+    )
+    leftover = values(words)[1:]
   except (flags.Error, AttributeError, KeyError, TypeError) as error:
     raise ValueError(f'{error}') from error
-  if holder.value is None:
-    raise ValueError('--config FILE is missing, such as configs/demo/base.py.')
+  if leftover:
+    raise ValueError(f'{leftover[0]!r} is not a flag; expected --config.field=value.')
   return from_dict(holder.value.to_dict())
 
 

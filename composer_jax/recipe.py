@@ -64,8 +64,10 @@ class Recipe:
       archive = io.BytesIO(base64.b64decode(plain.pop('conditions')))
       with np.load(archive, allow_pickle=False) as arrays:
         conditions = {c.name: arrays[c.name] for c in by_name(arrays.files)}
+      if type(plain['seed']) is not int:
+        raise TypeError(f'seed {plain["seed"]!r}')
       return cls(conditions=conditions, **plain)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except Exception as error:  # Hostile bytes make zipfile and zlib raise anything.
       raise ValueError(
         f'{name} holds a damaged recipe ({error}); expected a PNG that'
         ' `composer-jax compose` wrote and no program changed.'

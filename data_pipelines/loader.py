@@ -106,6 +106,8 @@ def batches(
     'split': dataset.split,
     'seed': seed,
     'batch_size': batch_size,
+    'conditions': [c.name for c in chosen],
+    'flip': flip,
   }
   return Batches(pipeline, identity, workers)
 

@@ -182,10 +182,15 @@ def _plan_shards(splits: dict[str, list[int]], shards: int | None) -> list[Shard
   shards = math.ceil(total / IMAGES_PER_SHARD) if shards is None else shards
   if shards < 1:
     raise ValueError(f'shards: {shards}, expected at least 1.')
-  tasks = []
-  for split, indices in splits.items():
+  tasks, left = [], max(shards, len(splits))
+  # The smallest split first, as it must not be rounded away.
+  for split, indices in sorted(splits.items(), key=lambda item: len(item[1])):
     # In proportion, at least one, and none without an image.
-    count = min(max(round(shards * len(indices) / total), 1), len(indices))
+    share = (
+      left if split == next(iter(splits)) else round(shards * len(indices) / total)
+    )
+    count = min(max(share, 1), len(indices))
+    left -= count
     edges = [i * len(indices) // count for i in range(count + 1)]
     tasks += [
       Shard(split, i, count, tuple(indices[edges[i] : edges[i + 1]]))

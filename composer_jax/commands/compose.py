@@ -33,7 +33,7 @@ def parse_palette(text: str) -> np.ndarray:
   colours, weights = [], []
   for part in text.split(','):
     match = re.fullmatch(
-      r'\s*#?([0-9a-fA-F]{6}|[0-9a-fA-F]{3})(?::(\d+(?:\.\d+)?))?\s*', part
+      r'\s*#?([0-9a-fA-F]{6}|[0-9a-fA-F]{3})(?::(\d{1,9}(?:\.\d{1,9})?))?\s*', part
     )
     if not match or (match[2] and float(match[2]) <= 0):
       raise ValueError(

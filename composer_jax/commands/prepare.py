@@ -20,7 +20,11 @@ example:
 
 
 def _names(text: str) -> list[str]:
-  return [c.name for c in conditions.by_name(n.strip() for n in text.split(','))]
+  try:
+    return [c.name for c in conditions.by_name(n.strip() for n in text.split(','))]
+  except ValueError as error:
+    # Of any other error argparse shows only the name of this function.
+    raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def main(argv: list[str]) -> int:

@@ -39,6 +39,15 @@ def segment(pixels: np.ndarray) -> np.ndarray:
   """
   smallest = max(4, int(MIN_SHARE * pixels.shape[0] * pixels.shape[1]))
   labels = felzenszwalb(pixels, scale=100, sigma=0.5, min_size=smallest)
+  # Smoothing blends colours along outlines; a part without a 3 x 3 core is such a
+  # rim, and goes to what is nearest.
+  core = ndimage.minimum_filter(labels, 3) == ndimage.maximum_filter(labels, 3)
+  thin = ~np.isin(labels, labels[core])
+  if not thin.all():
+    nearest = ndimage.distance_transform_edt(
+      thin, return_distances=False, return_indices=True
+    )
+    labels = labels[tuple(nearest)]
   border = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
   background = np.bincount(border).argmax()
   return _by_size(np.where(labels == background, 0, labels + 1))

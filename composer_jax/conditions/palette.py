@@ -26,8 +26,8 @@ FLOOR = 1e-5
 
 
 @functools.cache
-def codebook() -> np.ndarray:
-  """The colours of the bins: uint8 sRGB (180, 3), hue by hue, the grays last."""
+def _colours() -> np.ndarray:
+  """The colours of the bins: float64 sRGB (180, 3) in [0, 1], the grays last."""
   s, v = SATURATIONS, LIGHTNESSES
   ramp = np.linspace(1, 0.2, v + 2)
   saturations = [*np.linspace(0, 1, s + 2)[1:-1], 1, *[1] * v, *[0.4] * (v - 1)]
@@ -38,12 +38,19 @@ def codebook() -> np.ndarray:
     for saturation, value in zip(saturations, values, strict=True)
   ]
   colours += [(gray,) * 3 for gray in np.linspace(1, 0, s + 2 * v)]
-  return np.round(np.array(colours) * 255).astype(np.uint8)
+  return np.array(colours)
+
+
+def codebook() -> np.ndarray:
+  """The colours of the bins, to be shown: uint8 sRGB (180, 3), hue by hue."""
+  return np.round(_colours() * 255).astype(np.uint8)
 
 
 @functools.cache
 def _codebook_lab() -> np.ndarray:
-  return srgb_to_lab(codebook()).astype(np.float64)
+  from skimage.color import rgb2lab  # Slow to import.
+
+  return rgb2lab(_colours())
 
 
 @functools.cache

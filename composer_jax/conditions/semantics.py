@@ -18,7 +18,8 @@ def stripes(vector: np.ndarray, height: int = 32, width: int = 256) -> np.ndarra
   """A bar code of a vector: blue below zero, red above; uint8 (height, width, 3)."""
   import matplotlib
 
-  values = vector.astype(np.float64) / max(np.abs(vector).max(), 1e-12)
+  values = vector.astype(np.float64)
+  values /= max(np.abs(values).max(), 1e-12)
   values = values[np.arange(width) * len(values) // width]
   bar = matplotlib.colormaps['RdBu_r']((values + 1) / 2)[:, :3]
   return np.broadcast_to(np.round(bar * 255).astype('u1'), (height, width, 3)).copy()

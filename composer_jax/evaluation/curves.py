@@ -180,7 +180,11 @@ def _log_ticks(low: float, high: float) -> list[tuple[float, str]]:
   decades = range(math.floor(low), math.ceil(high) + 1)
   # A float has no whole negative powers to lose: 2e-3 prints as 0.002.
   values = [factor * 10.0**decade for decade in decades for factor in factors]
-  return [(math.log10(v), _number(v)) for v in values if low <= math.log10(v) <= high]
+  ticks = [(math.log10(v), _number(v)) for v in values if low <= math.log10(v) <= high]
+  if len(ticks) > 1:
+    return ticks
+  # Less than a decade in view, so round numbers of the values themselves.
+  return [(math.log10(v), label) for v, label in _ticks(10**low, 10**high)]
 
 
 def _number(value: float) -> str:

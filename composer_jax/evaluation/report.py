@@ -32,9 +32,6 @@ from composer_jax.evaluation.fidelity import (
 from composer_jax.evaluation.gallery import Mixture, Strip, grant, mixtures, strips
 from composer_jax.evaluation.page import figure, render
 
-_OF_THE_DATA = (
-  'source', 'licence', 'credit', 'size', 'texts', 'digest', 'kept', 'rejected',
-)  # fmt: skip
 _BLOCK = 32
 """Images that are lost when a run is broken off."""
 

@@ -105,6 +105,9 @@ class ConditionEncoder(nnx.Module):
     local_hidden: channels inside the stacks of the local conditions.
     local_width: channels K of the common embedding of the local conditions.
     rngs: for the initial weights.
+
+  Attributes:
+    num_tokens: context tokens of all conditions together.
   """
 
   def __init__(
@@ -123,6 +126,7 @@ class ConditionEncoder(nnx.Module):
     self.grid = grid
     # Shapes of the features follow from those of the stored values.
     branches: dict[str, nnx.Module] = {}
+    self.num_tokens = 0
     for condition in by_name(names):
       stored = jax.ShapeDtypeStruct((1, *shapes[condition.name]), jnp.float32)
       features: Any = jax.eval_shape(condition.features, stored)
@@ -139,7 +143,10 @@ class ConditionEncoder(nnx.Module):
           channels, local_hidden, local_width, rngs=rngs
         )
       else:
-        tokens = 0 if features.tokens is None else features.tokens.shape[-1]
+        count, tokens = 0, 0
+        if features.tokens is not None:
+          _, count, tokens = features.tokens.shape
+        self.num_tokens += count + condition.extra_tokens
         branches[condition.name] = GlobalProjection(
           features.vector.shape[-1],
           tokens,

@@ -242,7 +242,14 @@ class UNet(nnx.Module):
       x = jnp.concatenate([x, local], axis=-1)
 
     x, embedding = x.astype(dtype), embedding.astype(dtype)
-    context = None if encoded.context is None else encoded.context.astype(dtype)
+    context = None
+    if self.conditions.num_tokens:
+      # A condition that is not there counts as dropped: its tokens are zero, and their
+      # order does not matter.
+      empty = jnp.zeros((x.shape[0], 0, config.context_width), dtype)
+      context = empty if encoded.context is None else encoded.context.astype(dtype)
+      missing = self.conditions.num_tokens - context.shape[1]
+      context = jnp.pad(context, ((0, 0), (0, missing), (0, 0)))
     count = iter(range(len(self.down) + len(self.middle) + len(self.up)))
 
     def run(stage: Stage, x: jax.Array) -> jax.Array:

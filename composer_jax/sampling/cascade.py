@@ -107,7 +107,7 @@ def sample_stage(
   alphas_cumprod = jnp.asarray(table, jnp.float32)
   level = None
   if low_res is not None:
-    level_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
+    keys, level_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
     noise = initial_noise(level_keys, low_res.shape[1:])
     level = jnp.full(len(low_res), config.sample.low_res_noise)
     low_res = enlarge(add_noise(low_res, level, noise), shape.image_size)

@@ -96,11 +96,11 @@ def train(
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
     state, step = _start(config, stage, batches, mesh, checkpoints)
     batch = put_batch(mesh, next(batches))
-    length = _scalar(mesh, 0)
+    length = _scalar(mesh, 1)
     advance = make_step(stage, config, mesh).lower(state, batch, length).compile()
-    total = _total_steps(config, workdir, advance, state, batch)
+    total = _total_steps(config, workdir, advance, state, batch, length)
     length = _scalar(mesh, total)
-    flops = float((advance.cost_analysis() or {}).get('flops', math.nan))
+    flops = _flops(advance) * config.optimizer.accumulate
     with contextlib.closing(_Journal(config, workdir, step, total, flops)) as journal:
       stopping = False
       while step < total and not stopping:
@@ -203,6 +203,15 @@ class _Journal:
     self._writer.close()
 
 
+def _flops(advance: jax.stages.Compiled) -> float:
+  """Floating-point operations of a step on all devices, as XLA counts them.
+
+  It counts the part of one device, and the body of a loop once.
+  """
+  costs = advance.cost_analysis() or {}
+  return float(costs.get('flops', math.nan)) * jax.device_count()
+
+
 def _scalar(mesh: Mesh, value: float) -> jax.Array:
   return jax.device_put(np.float32(value), replicated(mesh))
 
@@ -213,6 +222,7 @@ def _total_steps(
   advance: jax.stages.Compiled,
   state: TrainState,
   batch: dict[str, jax.Array],
+  length: jax.Array,
 ) -> int:
   """The length of the run: as configured, or measured once from `train.minutes`."""
   if config.train.minutes <= 0:
@@ -222,7 +232,6 @@ def _total_steps(
     return json.loads(path.read_text())['steps']
   # The trial steps take a copy of the state, since a step consumes its input.
   trial = jax.tree.map(jnp.copy, state)
-  length = _scalar(state.step.sharding.mesh, 1)
   seconds = []
   for _ in range(TRIAL_STEPS):
     begin = time.perf_counter()

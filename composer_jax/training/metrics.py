@@ -41,8 +41,8 @@ class MetricsWriter:
     self._events = SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1)
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
-    """Adds one line of numbers."""
-    self._file.write(json.dumps({'step': step, **values}) + '\n')
+    """Adds one line of numbers, and when it was written, in seconds since 1970."""
+    self._file.write(json.dumps({'step': step, 'time': time.time(), **values}) + '\n')
     self._file.flush()
     for name, value in values.items():
       self._events.add_scalar(name, value, step)

@@ -101,11 +101,19 @@ def make_step(stage: Stage, config: Config, mesh: Mesh) -> StepFunction:
 
   Every draw of step k comes from fold_in(fold_in(key(seed), 1), k), so that a restarted
   run draws the same. The state is donated.
+
+  Raises:
+    ValueError: the batch cannot be split into the micro-batches asked for.
   """
   optimizer = make_optimizer(config.optimizer)
   graph, shapes = abstract_state(stage, config, mesh)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
   parts = config.optimizer.accumulate
+  if config.data.batch_size % parts:
+    raise ValueError(
+      f'config.optimizer.accumulate is {parts}; expected a divisor of'
+      f' config.data.batch_size, {config.data.batch_size}.'
+    )
   root = jax.random.fold_in(jax.random.key(config.train.seed), 1)
 
   def loss(

@@ -16,7 +16,7 @@ RED, GREEN, BLUE = np.eye(3, dtype=np.uint8) * 255
 
 
 def reference_codebook():
-  """The HSV grid hue by hue, then the grays, in the 8 bits that an image has."""
+  """The HSV grid hue by hue, then the grays."""
   saturations = [*np.linspace(0, 1, S + 2)[1:-1], 1, *np.ones(L), *[0.4] * (L - 1)]
   ramp = np.linspace(1, 0.2, L + 2)
   values = [*np.ones(S), 1, *ramp[1:-1], *ramp[1:-2]]
@@ -25,8 +25,7 @@ def reference_codebook():
   grid[:, :, 1] = saturations
   grid[:, :, 2] = values
   grays = np.repeat(np.linspace(1, 0, S + 2 * L)[:, None], 3, axis=1)
-  rgb = np.concatenate([skimage.color.hsv2rgb(grid).reshape(-1, 3), grays])
-  return np.round(rgb * 255).astype(np.uint8)
+  return np.concatenate([skimage.color.hsv2rgb(grid).reshape(-1, 3), grays])
 
 
 CODEBOOK = reference_codebook()

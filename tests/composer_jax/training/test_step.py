@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
-from composer_jax.config import OptimizerConfig, TrainConfig
+from composer_jax.config import DataConfig, OptimizerConfig, TrainConfig
 from composer_jax.sharding.mesh import make_mesh
 from composer_jax.training.step import abstract_state, initial_state, make_step
 
@@ -42,11 +42,14 @@ class LeastSquares:
 class Settings:
   optimizer: OptimizerConfig
   train: TrainConfig
+  data: DataConfig
 
 
 def settings(seed=0, **fields):
   fields = {'learning_rate': 0.1, 'warmup_steps': 1, 'clip_norm': 1e9} | fields
-  return Settings(OptimizerConfig(**fields), TrainConfig(seed=seed))
+  return Settings(
+    OptimizerConfig(**fields), TrainConfig(seed=seed), DataConfig(batch_size=8)
+  )
 
 
 def batch(seed=0):
@@ -108,6 +111,11 @@ def test_average_follows_closely_at_first_and_slowly_later():
     decay = min(0.5, (1 + number) / (10 + number))
     average = decay * average + (1 - decay) * np.asarray(state.params['bias'][...])
     np.testing.assert_allclose(state.ema['bias'][...], average, rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_that_cannot_be_split_is_refused():
+  with pytest.raises(ValueError, match='accumulate is 3.* divisor .* 8'):
+    make_step(LeastSquares(), settings(accumulate=3), make_mesh())
 
 
 def test_each_step_draws_anew_and_the_same_seed_draws_the_same():
