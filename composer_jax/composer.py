@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Mapping
@@ -150,8 +152,6 @@ class Composer:
     image_size: side of the finished images, in pixels.
     condition_size: side of the maps of local conditions, in pixels.
     encoder: the dual encoder, or None.
-    fingerprint: tells this model from others: the steps each stage was trained for
-      and their configs.
   """
 
   def __init__(self, stages: list[Denoising], encoder: TrainedEncoder | None):
@@ -168,7 +168,18 @@ class Composer:
     self.image_size = stages[-1].config.unet.image_size
     sides = [s[0] for s in base.condition_shapes.values() if len(s) == 3]
     self.condition_size = sides[0] if sides else self.image_size
-    self.fingerprint = [[stage.step, stage.config.to_json()] for stage in stages]
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """Tells from others what turns conditions into images: settings and weights."""
+    digest = hashlib.sha256()
+    for stage in self._stages:
+      config = stage.config
+      settings = (config.model, config.diffusion, config.sample)
+      digest.update(json.dumps([dataclasses.asdict(one) for one in settings]).encode())
+      for leaf in jax.tree.leaves(stage.weights):
+        digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
+    return digest.hexdigest()
 
   @classmethod
   def load(cls, directory: str | pathlib.Path) -> Composer:

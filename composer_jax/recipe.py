@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import hashlib
 import io
 import json
 import os
@@ -27,7 +26,7 @@ class Recipe:
   """Everything that determines one image.
 
   Attributes:
-    model: digest of the model it is for.
+    model: fingerprint of the model it is for.
     seed: of the noise.
     steps: DDIM steps of the base model; the model's own if None.
     guidance: classifier-free guidance scale; the model's own if None.
@@ -74,22 +73,16 @@ class Recipe:
       ) from error
 
 
-def digest_of(composer: Composer) -> str:
-  """Tells the model from others."""
-  text = json.dumps(composer.fingerprint)
-  return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def make(composer: Composer, recipe: Recipe) -> np.ndarray:
   """Makes the image of a recipe: uint8 (S, S, 3).
 
   Raises:
     ValueError: the recipe is for another model.
   """
-  here = digest_of(composer)
+  here = composer.fingerprint
   if recipe.model != here:
     raise ValueError(
-      f'The recipe is for model {recipe.model}, this one is {here}; the image'
+      f'The recipe is for model {recipe.model:.16}, this one is {here:.16}; the image'
       ' would be another. Give the folder of that model.'
     )
   return composer.compose(

@@ -75,6 +75,8 @@ def main(argv: list[str]) -> int:
     parser.error(f'--seed is {flags.seed}; expected 0 to 4294967295')
   if flags.guidance is not None and not np.isfinite(flags.guidance):
     parser.error(f'--guidance is {flags.guidance}; expected a finite number')
+  if not flags.out.absolute().parent.is_dir():
+    parser.error(f'--out is {flags.out}; its folder does not exist')
   wanted = [conditions.by_name(name.strip() for name in use.split(',')) for use in uses]
 
   from composer_jax import recipe as recipes
@@ -98,7 +100,7 @@ def main(argv: list[str]) -> int:
     if flags.caption:
       stored |= composer.embed_caption(flags.caption)
     recipe = recipes.Recipe(
-      model=recipes.digest_of(composer),
+      model=composer.fingerprint,
       seed=flags.seed,
       steps=flags.steps,
       guidance=flags.guidance,

@@ -63,6 +63,8 @@ def _make(parser: argparse.ArgumentParser, flags: argparse.Namespace) -> int:
 
   if flags.out is None:
     parser.error('--source needs --out DIR')
+  if flags.encoder or flags.overwrite:
+    parser.error('--encoder and --overwrite go with --onto, not with --source')
   info = prepare(
     flags.source,
     flags.out,
@@ -87,6 +89,8 @@ def _add(parser: argparse.ArgumentParser, flags: argparse.Namespace) -> int:
 
   if flags.encoder is None:
     parser.error('--onto needs --encoder DIR')
+  if flags.out:
+    parser.error('--out goes with --source; --onto adds to the folder it names')
   names = flags.conditions or [c.name for c in conditions.ALL if c.embedded]
   encoder = load_encoder(flags.encoder)
   config = (flags.encoder / 'config.json').read_bytes()

@@ -6,6 +6,7 @@ import argparse
 import json
 import pathlib
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -42,7 +43,7 @@ def main(argv: list[str]) -> int:
     seed=flags.seed,
     model_dir=flags.model,
     rejected=_rejected(flags.data),
-    commands=[_prepare_again(dataset.info, flags.data), _report_again(flags)],
+    commands=_commands(dataset.info, flags),
   )
   print(summary(report))
   print(flags.out / 'index.html')
@@ -56,13 +57,25 @@ def _rejected(data: pathlib.Path) -> list[dict[str, str]]:
   return [json.loads(line) for line in path.read_text('utf-8').splitlines()]
 
 
-def _prepare_again(info: dict[str, Any], data: pathlib.Path) -> str:
-  flags = {name: info[name] for name in ('source', 'size', 'crop', 'seed')}
-  return _command('prepare', flags | {'out': data})
+def _commands(info: Mapping[str, Any], flags: argparse.Namespace) -> list[str]:
+  """What makes the data, the model and the page again, in this order."""
+  from composer_jax.composer import INPUTS
 
-
-def _report_again(flags: argparse.Namespace) -> str:
-  return _command('report', vars(flags))
+  words = {name: info[name] for name in ('source', 'size', 'crop', 'seed')}
+  words |= {
+    'shards': sum(info['shards'].values()),
+    'conditions': ','.join(info['conditions']),
+    'out': flags.data,
+  }
+  commands = [_command('prepare', words)]
+  for stage in ('encoder', 'base', 'upsampler'):
+    path = flags.model / stage / INPUTS
+    if path.is_file():
+      commands.append(json.loads(path.read_text('utf-8'))['command'])
+    if stage == 'encoder' and path.is_file():
+      onto = {'onto': flags.data, 'encoder': flags.model / stage}
+      commands.append(_command('prepare', onto))
+  return [*commands, _command('report', vars(flags))]
 
 
 def _command(verb: str, flags: dict[str, Any]) -> str:

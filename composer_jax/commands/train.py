@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import pathlib
+import shlex
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import numpy as np
 
 from composer_jax import config as config_lib
 from composer_jax.composer import INPUTS
+from composer_jax.conditions import by_name
 from composer_jax.config import Config
 from composer_jax.grids import GridSampler
 from composer_jax.models.tokenizer import Tokenizer
@@ -49,8 +51,7 @@ def fit_tokenizer(
     if not any(texts):
       raise ValueError(
         f'{config.data.path} has no captions, so there is nothing to train a dual'
-        ' encoder with. Train the base model without caption and semantics:'
-        " --config.model.conditions=\"('palette','sketch','mask')\"."
+        ' encoder with. The base model can be trained without it.'
       )
     model = config.clip
     tokenizer = Tokenizer.train(texts, model.vocab_size, model.context_length)
@@ -121,6 +122,7 @@ def _dual_encoder(
 
 
 def _diffusion(config: Config, dataset: PreparedDataset) -> Setup:
+  config = _without_missing(config, dataset)
   names = config.unet.conditions
   source = _batches(config, dataset, conditions=names)
   begin = source.get_state()
@@ -134,6 +136,19 @@ def _diffusion(config: Config, dataset: PreparedDataset) -> Setup:
     rows = range(min(8, len(held_out)))
     sampler = GridSampler(stage, [held_out[row] for row in rows])
   return Setup(config, stage, source, shapes, sampler)
+
+
+def _without_missing(config: Config, dataset: PreparedDataset) -> Config:
+  """Leaves out the conditions that the data lack, and says so."""
+  known = by_name(config.unet.conditions)
+  names = tuple(c.name for c in known if not c.stored or c.name in dataset.conditions)
+  missing = [c.name for c in known if c.name not in names]
+  if missing:
+    print(
+      f'{dataset.directory} has no {", ".join(missing)}; this model is trained without.'
+    )
+  model = dataclasses.replace(config.unet, conditions=names)
+  return dataclasses.replace(config, model=model)
 
 
 def _batches(config: Config, dataset: PreparedDataset, **wanted: Any) -> Batches:
@@ -178,6 +193,7 @@ def main(argv: list[str]) -> int:
     'condition_shapes': setup.shapes,
     'data': {key: dataset.info[key] for key in ('source', 'licence', 'credit')},
     'digest': dataset.info['digest'],
+    'command': shlex.join(['composer-jax', 'train', *argv]),
   }
   (workdir / INPUTS).write_text(json.dumps(inputs, indent=2) + '\n')
   run = loop.train(setup.config, setup.stage, setup.source, workdir, setup.sampler)
