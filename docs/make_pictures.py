@@ -1,0 +1,152 @@
+"""Makes the pictures of README.md from the demo's model and data.
+
+Run:  python docs/make_pictures.py --model demo/model --data demo/data
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+
+import numpy as np
+import skimage.data
+from PIL import Image, ImageDraw, ImageFont
+
+from composer_jax import conditions
+from composer_jax.composer import Composer, decompose, square_of
+from composer_jax.images import Picture
+from composer_jax.seeds import generator
+from data_pipelines.loader import load_dataset
+
+CELL, GAP, LABEL = 96, 6, 18
+FOLDER = pathlib.Path(__file__).parent / 'images'
+
+
+def scaled(pixels: np.ndarray) -> Image.Image:
+  """A picture, stretched over a cell with hard pixels."""
+  return Image.fromarray(pixels).resize((CELL, CELL), Image.Resampling.NEAREST)
+
+
+def grid(rows: list[list[np.ndarray | None]], titles: list[str]) -> Image.Image:
+  """Pictures in rows, with a title over each column; None leaves a cell free."""
+  width = len(titles) * (CELL + GAP) + GAP
+  height = LABEL + len(rows) * (CELL + GAP) + GAP
+  sheet = Image.new('RGB', (width, height), 'white')
+  pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+  for column, title in enumerate(titles):
+    middle = GAP + column * (CELL + GAP) + CELL // 2
+    pen.text((middle, LABEL // 2 + 2), title, 'black', font, anchor='mm')
+  for y, row in enumerate(rows):
+    for x, pixels in enumerate(row):
+      if pixels is not None:
+        place = (GAP + x * (CELL + GAP), LABEL + GAP + y * (CELL + GAP))
+        sheet.paste(scaled(pixels), place)
+  return sheet
+
+
+def decomposed(composer: Composer, records: list[dict]) -> Image.Image:
+  """An image a row, beside its conditions."""
+  size = composer.condition_size
+  rows = []
+  for record in records:
+    pictures = [record['image']]
+    for condition in conditions.ALL:
+      rng = generator(0, condition.name)
+      value = record.get(condition.name)
+      if value is None:
+        value = condition.extract(Picture(record['image']), rng)
+      pictures.append(condition.draw(value))
+    rows.append(pictures)
+  photograph = square_of(Picture(skimage.data.astronaut()), size)
+  found = decompose(photograph, size, encoder=composer.encoder, caption='an astronaut')
+  drawn = [c.draw(found[c.name]) if c.name in found else None for c in conditions.ALL]
+  rows.append([photograph.pixels, *drawn])
+  return grid(rows, ['image', *(c.name for c in conditions.ALL)])
+
+
+def recomposed(composer: Composer, records: list[dict]) -> Image.Image:
+  """Held-out images, and what comes of some of their conditions."""
+  wishes = [
+    ('all eight', composer.names),
+    ('palette + sketch', ('palette', 'sketch')),
+    ('palette + intensity', ('palette', 'intensity')),
+    ('mask', ('mask',)),
+    ('sketch', ('sketch',)),
+    ('palette', ('palette',)),
+  ]
+  stored = stacked(composer, records)
+  columns = [np.stack([record['image'] for record in records])]
+  for _, names in wishes:
+    columns.append(
+      composer.compose(
+        {name: stored[name] for name in names}, seeds=np.arange(len(records))
+      )
+    )
+  rows = [list(row) for row in zip(*columns, strict=True)]
+  masks = conditions.by_name(['mask'])[0]
+  for row, mask in zip(rows, stored['mask'], strict=True):
+    row.insert(4, masks.draw(mask))
+  titles = [title for title, _ in wishes]
+  return grid(rows, ['image', *titles[:3], 'given part', *titles[3:]])
+
+
+def mixed(composer: Composer, records: list[dict]) -> Image.Image:
+  """The sketch of each row with the palette of each column."""
+  half = len(records) // 2
+  rows, columns = records[:half], records[half:]
+  stored = stacked(composer, records)
+  pairs = [(row, half + column) for row in range(half) for column in range(half)]
+  images = composer.compose(
+    {
+      'sketch': stored['sketch'][[row for row, _ in pairs]],
+      'palette': stored['palette'][[column for _, column in pairs]],
+    },
+    seeds=np.array([row for row, _ in pairs]),
+  )
+  sketch, palette = conditions.by_name(['palette', 'sketch'])[::-1]
+  top: list[np.ndarray | None] = [None, None]
+  second: list[np.ndarray | None] = [None, None]
+  top += [column['image'] for column in columns]
+  second += [palette.draw(column['palette']) for column in columns]
+  body: list[list[np.ndarray | None]] = [
+    [row['image'], sketch.draw(row['sketch']), *images[y * half : (y + 1) * half]]
+    for y, row in enumerate(rows)
+  ]
+  titles = ['lines of', 'sketch', *['colours of'] * half]
+  return grid([top, second, *body], titles)
+
+
+def stacked(composer: Composer, records: list[dict]) -> dict[str, np.ndarray]:
+  """The conditions of records, those drawn from the pixels too, as batches."""
+  found = {}
+  for condition in conditions.by_name(composer.names):
+    found[condition.name] = np.stack(
+      [
+        record[condition.name]
+        if condition.stored
+        else condition.extract(Picture(record['image']), generator(i, condition.name))
+        for i, record in enumerate(records)
+      ]
+    )
+  return found
+
+
+def main() -> None:
+  """Writes docs/images/."""
+  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser.add_argument('--model', required=True, metavar='DIR')
+  parser.add_argument('--data', required=True, metavar='DIR')
+  parser.add_argument('--seed', type=int, default=0)
+  flags = parser.parse_args()
+  composer = Composer.load(flags.model)
+  dataset = load_dataset(flags.data, 'test')
+  order = np.random.default_rng(flags.seed).permutation(len(dataset))
+  records = [dataset[int(index)] for index in order[:10]]
+  FOLDER.mkdir(exist_ok=True)
+  decomposed(composer, records[:2]).save(FOLDER / 'decomposed.png')
+  recomposed(composer, records[:6]).save(FOLDER / 'recomposed.png')
+  mixed(composer, records).save(FOLDER / 'mixed.png')
+
+
+if __name__ == '__main__':
+  main()
