@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+
+TRACEBACK = 'COMPOSER_JAX_TRACEBACK'
+"""Environment variable that, if set, shows where an error came from."""
 
 VERBS = {
   'prepare': 'images to a data set with all conditions',
@@ -45,5 +49,10 @@ def main(argv: list[str] | None = None) -> int:
   try:
     return command.main(rest)
   except (ValueError, OSError, RuntimeError) as error:
+    if os.environ.get(TRACEBACK):
+      raise
     print(f'composer-jax {verb}: {error}', file=sys.stderr)
     return 1
+  except KeyboardInterrupt:
+    print(f'composer-jax {verb}: interrupted; run again to go on', file=sys.stderr)
+    return 130

@@ -18,6 +18,7 @@ from flax import nnx
 from composer_jax import config as config_lib
 from composer_jax.checkpoints import open_finished
 from composer_jax.conditions import ALL, by_name
+from composer_jax.files import read_json
 from composer_jax.images import Picture, composite, resize_square
 from composer_jax.models.clip import Clip, normalise, unit_length
 from composer_jax.models.tokenizer import Tokenizer
@@ -40,6 +41,7 @@ class TrainedEncoder:
     width: of the embeddings.
     num_tokens: in a caption.
     step: the training step its weights are from.
+    fingerprint: tells its weights from others.
   """
 
   def __init__(
@@ -50,6 +52,7 @@ class TrainedEncoder:
     step: int,
   ):
     self._weights, self._tokenizer, self.step = weights, tokenizer, step
+    self.fingerprint = _digest_of_weights(weights)
     model = nnx.merge(graph, weights)
     self.width = model.config.embed_width
     self.num_tokens = tokenizer.context_length
@@ -76,6 +79,13 @@ class TrainedEncoder:
   def embed_captions(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
     tokens = self._tokenizer.encode(captions)
     return _in_batches(functools.partial(self._embed_captions, self._weights), tokens)
+
+
+def _digest_of_weights(weights: nnx.State) -> str:
+  digest = hashlib.sha256()
+  for leaf in jax.tree.leaves(weights):
+    digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
+  return digest.hexdigest()
 
 
 def _in_batches(
@@ -137,7 +147,8 @@ def load_diffusion(directory: pathlib.Path) -> Denoising:
     FileNotFoundError: the folder holds no trained model.
   """
   config = _read_config(directory)
-  inputs = json.loads((directory / INPUTS).read_text())
+  advice = f'Train again in {directory}; it goes on from its newest checkpoint.'
+  inputs = read_json(directory / INPUTS, ('condition_shapes',), advice)
   shapes = {name: tuple(shape) for name, shape in inputs['condition_shapes'].items()}
   graph, weights, step = _load_weights(directory, Diffusion(config, shapes), config)
   return Denoising(config, shapes, graph, weights, step)
@@ -156,13 +167,26 @@ class Composer:
 
   def __init__(self, stages: list[Denoising], encoder: TrainedEncoder | None):
     self._stages, self.encoder = stages, encoder
-    base = stages[0]
+    base = previous = stages[0]
     for stage in stages[1:]:
+      check = stage.config.unet.low_res_size, previous.config.unet.image_size
+      if check[0] != check[1]:
+        raise ValueError(
+          f'An upsampler starts from {check[0]} pixels, the stage before it gives'
+          f' {check[1]}; set model.low_res_size to that.'
+        )
+      previous = stage
       if extra := set(stage.config.unet.conditions) - set(base.config.unet.conditions):
         raise ValueError(
           f'An upsampler knows {", ".join(sorted(extra))}, which the base model does'
           ' not; train both with the same conditions.'
         )
+      for name, shape in stage.condition_shapes.items():
+        if shape != base.condition_shapes[name]:
+          raise ValueError(
+            f'An upsampler takes {name} as {shape}, the base model as'
+            f' {base.condition_shapes[name]}; train both on the same data.'
+          )
     self.names = base.config.unet.conditions
     self.condition_shapes = base.condition_shapes
     self.image_size = stages[-1].config.unet.image_size
@@ -172,14 +196,13 @@ class Composer:
   @functools.cached_property
   def fingerprint(self) -> str:
     """Tells from others what turns conditions into images: settings and weights."""
-    digest = hashlib.sha256()
+    parts: list[Any] = []
     for stage in self._stages:
       config = stage.config
       settings = (config.model, config.diffusion, config.sample)
-      digest.update(json.dumps([dataclasses.asdict(one) for one in settings]).encode())
-      for leaf in jax.tree.leaves(stage.weights):
-        digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
-    return digest.hexdigest()
+      parts += [dataclasses.asdict(one) for one in settings]
+      parts.append(_digest_of_weights(stage.weights))
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
   @classmethod
   def load(cls, directory: str | pathlib.Path) -> Composer:

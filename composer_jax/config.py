@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import pathlib
 import runpy
+import sys
 import types
 import typing
 from typing import Any, Literal
 
 from composer_jax.diffusion.resolution import LEVELS
+from composer_jax.files import read_json
 from composer_jax.models.clip import ClipConfig
 from composer_jax.models.unet import UNetConfig
 
 
-def _check_level(name: str, level: int) -> None:
-  if not 0 <= level < LEVELS:
-    raise ValueError(f'{name} is {level}; expected 0 to {LEVELS - 1}.')
+def _check(part: str, config: Any, **ranges: tuple[float, float]) -> None:
+  """Refuses a field of `config.PART` that is not within its range, ends included."""
+  for name, (low, high) in ranges.items():
+    value = getattr(config, name)
+    if not low <= value <= high:
+      upper = '' if high == math.inf else f' and at most {high:g}'
+      raise ValueError(
+        f'config.{part}.{name} is {value}; expected at least {low:g}{upper}.'
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +44,9 @@ class DataConfig:
   batch_size: int = 64
   flip: bool = True
   workers: int = 0
+
+  def __post_init__(self):
+    _check('data', self, batch_size=(1, math.inf), workers=(0, math.inf))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +69,7 @@ class DiffusionConfig:
   low_res_noise: int = 0
 
   def __post_init__(self):
-    _check_level('config.diffusion.low_res_noise', self.low_res_noise)
+    _check('diffusion', self, num_steps=(2, math.inf), low_res_noise=(0, LEVELS - 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +100,21 @@ class OptimizerConfig:
   ema: float = 0.9999
   accumulate: int = 1
 
+  def __post_init__(self):
+    _check(
+      'optimizer',
+      self,
+      learning_rate=(0, sys.float_info.max),
+      warmup_steps=(0, math.inf),
+      cooldown=(0, 1),
+      beta1=(0, 1),
+      beta2=(0, 1),
+      weight_decay=(0, sys.float_info.max),
+      clip_norm=(0, math.inf),
+      ema=(0, 1),
+      accumulate=(1, math.inf),
+    )
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -111,6 +138,19 @@ class TrainConfig:
   keep: int = 3
   sample_every: int = 0
   seed: int = 0
+
+  def __post_init__(self):
+    _check(
+      'train',
+      self,
+      steps=(1, math.inf),
+      minutes=(0, sys.float_info.max),
+      log_every=(1, math.inf),
+      save_every=(1, math.inf),
+      keep=(1, math.inf),
+      sample_every=(0, math.inf),
+      seed=(0, 2**32 - 1),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +183,7 @@ class SampleConfig:
   low_res_noise: int = 0
 
   def __post_init__(self):
-    _check_level('config.sample.low_res_noise', self.low_res_noise)
+    _check('sample', self, steps=(1, math.inf), low_res_noise=(0, LEVELS - 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -347,4 +387,5 @@ def parse(argv: list[str]) -> Config:
 
 def load(path: str | pathlib.Path) -> Config:
   """Reads a `config.json`, as training writes it."""
-  return from_dict(json.loads(pathlib.Path(path).read_text()))
+  path = pathlib.Path(path)
+  return from_dict(read_json(path, ('stage', 'model'), 'Train in another folder.'))

@@ -63,8 +63,14 @@ class Recipe:
       archive = io.BytesIO(base64.b64decode(plain.pop('conditions')))
       with np.load(archive, allow_pickle=False) as arrays:
         conditions = {c.name: arrays[c.name] for c in by_name(arrays.files)}
-      if type(plain['seed']) is not int:
-        raise TypeError(f'seed {plain["seed"]!r}')
+      if type(plain['seed']) is not int or not 0 <= plain['seed'] < 2**32:
+        raise ValueError(f'seed {plain["seed"]!r}')
+      if type(plain['steps']) not in (int, type(None)):
+        raise ValueError(f'steps {plain["steps"]!r}')
+      for field in ('guidance', 'eta'):
+        value = plain[field]
+        if type(value) not in (int, float, type(None)) or not np.isfinite(value or 0):
+          raise ValueError(f'{field} {value!r}')
       return cls(conditions=conditions, **plain)
     except Exception as error:  # Hostile bytes make zipfile and zlib raise anything.
       raise ValueError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 from collections.abc import Iterable
@@ -10,11 +9,18 @@ from typing import Any
 
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
+from composer_jax.files import read_json
 from data_pipelines.records import RecordType, shard_name
 
 INFO = 'dataset.json'
 ADDED = 'added'
 """Folder, inside a prepared one, of the conditions that were added later."""
+
+_NEEDS = ('splits', 'conditions', 'size', 'digest', 'source', 'licence', 'credit')
+_ADVICE = (
+  'The folder is not completely prepared: run the `composer-jax prepare` that made it'
+  ' again.'
+)
 
 Record = dict[str, Any]
 
@@ -38,7 +44,7 @@ class PreparedDataset:
   ):
     """See `load_dataset`."""
     self.directory, self.split = pathlib.Path(directory), split
-    self.info = _read_json(self.directory / INFO)
+    self.info: Record = read_json(self.directory / INFO, _NEEDS, _ADVICE)
     if split not in self.info['splits']:
       raise ValueError(
         f'{directory} has no split {split!r}, only {", ".join(self.info["splits"])}.'
@@ -149,14 +155,8 @@ def load_dataset(
 def _added(directory: pathlib.Path) -> dict[str, Record]:
   """The complete sidecars of a folder: condition name to {shape, dtype, ...}."""
   paths = sorted((directory / ADDED).glob('*/added.json'))
-  return {about['condition']: about for about in map(_read_json, paths)}
-
-
-def _read_json(path: pathlib.Path) -> Record:
-  try:
-    return json.loads(path.read_text('utf-8'))
-  except FileNotFoundError:
-    raise FileNotFoundError(
-      f'{path} is missing, so the folder is not completely prepared; run'
-      ' `composer-jax prepare` (again).'
-    ) from None
+  needs = ('condition', 'base', 'shape', 'dtype', 'encoder')
+  found = [
+    read_json(path, needs, f'Remove {path.parent}, add again.') for path in paths
+  ]
+  return {about['condition']: about for about in found}

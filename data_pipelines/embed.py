@@ -20,13 +20,13 @@ import tqdm
 
 from composer_jax import conditions as conditions_lib
 from composer_jax.conditions import Condition, Encoder
+from composer_jax.files import read_json, write_json
 from data_pipelines.dataset import ADDED, PreparedDataset
 from data_pipelines.records import RecordType, shard_name
 from data_pipelines.shard import (
   RECEIPTS,
   receipt_of,
   remove_unfinished,
-  replace_file,
   write_file,
 )
 
@@ -123,7 +123,7 @@ def _add(
     'digest': hashlib.sha256(digests.encode()).hexdigest(),
   }
   remove_unfinished(home)
-  replace_file(home / 'added.json', json.dumps(added, indent=1) + '\n')
+  write_json(home / 'added.json', added)
   return added
 
 
@@ -131,19 +131,20 @@ def _agree_on_plan(home: pathlib.Path, plan: dict[str, Any], overwrite: bool) ->
   """Records which encoder is adding here; refuses to mix two."""
   path = home / RECEIPTS / 'plan.json'
   if path.exists():
-    there = json.loads(path.read_text('utf-8'))
+    needs = ('encoder', 'base')
+    there = read_json(path, needs, f'Remove {home} and run again.')
     if there == plan:
       return
     if not overwrite:
       raise ValueError(
         f'{home} was made by {there["encoder"]} for data {there["base"][:8]}, not'
-        f' by {plan["encoder"]} for data {plan["base"][:8]}. Pass overwrite to'
+        f' by {plan["encoder"]} for data {plan["base"][:8]}. Use --overwrite to'
         ' replace it.'
       )
   if home.exists():
     shutil.rmtree(home)
   path.parent.mkdir(parents=True)
-  replace_file(path, json.dumps(plan, indent=1) + '\n')
+  write_json(path, plan)
 
 
 def _records(

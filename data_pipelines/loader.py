@@ -72,7 +72,8 @@ def batches(
   if not 0 <= process_index < process_count:
     raise ValueError(f'process_index {process_index}, expected under {process_count}.')
   total = len(dataset) * (1 if epochs is None else epochs)
-  if total < batch_size:
+  # Without end, even a single image fills a batch, again and again.
+  if not len(dataset) or (epochs is not None and total < batch_size):
     raise ValueError(
       f'{dataset.directory}, {dataset.split}: {len(dataset)} images'
       f' (epochs: {epochs}) do not fill one batch of {batch_size}. Use a smaller'

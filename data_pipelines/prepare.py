@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import json
 import math
 import os
@@ -32,6 +31,7 @@ from typing import Any, Literal
 import tqdm
 
 from composer_jax import conditions as conditions_lib
+from composer_jax.files import read_json, write_json, write_text
 from data_pipelines import sources
 from data_pipelines.dataset import INFO
 from data_pipelines.engines import local
@@ -40,10 +40,10 @@ from data_pipelines.shard import (
   RECEIPTS,
   Recipe,
   Shard,
+  digest_of,
   number_for,
   receipt_of,
   remove_unfinished,
-  replace_file,
   write_shard,
 )
 
@@ -86,7 +86,8 @@ def prepare(
     crop: 'centre' or 'random'.
     seed: of the split, the backgrounds, the crops and the conditions.
     test_fraction: share of the images to hold out, chosen by their keys; 0 for
-      none. Otherwise, two images or more give at least one to each split.
+      none. Otherwise, two images or more give at least one to each split, and four
+      or more at least two to the test split.
     engine: what runs the shards.
     progress: whether to show a progress bar.
 
@@ -106,16 +107,18 @@ def prepare(
       f'size {size}, test_fraction {test_fraction}, crop {crop!r}; expected at'
       " least 2 pixels, a fraction from 0 to under 1, and 'centre' or 'random'."
     )
+  _refuse_inside(source_spec, out)
   source = sources.open_source(source_spec)
   keys = list(source.keys())
   splits = split_keys(keys, seed, test_fraction)
-  recipe = Recipe(source_spec, os.fspath(out), size, crop, seed, names)
+  keys_digest = digest_of(keys)
+  recipe = Recipe(source_spec, keys_digest, os.fspath(out), size, crop, seed, names)
   tasks = _plan_shards(splits, shards)
   plan = {
     'source': source_spec,
     'licence': source.licence,
     'credit': source.credit,
-    'keys': {'count': len(keys), 'digest': _digest(keys)},
+    'keys': {'count': len(keys), 'digest': keys_digest},
     'size': size,
     'crop': crop,
     'seed': seed,
@@ -128,9 +131,17 @@ def prepare(
   }
   _agree_on_plan(out, plan)
   if (out / INFO).exists() and all(receipt_of(out, task.name) for task in tasks):
-    return json.loads((out / INFO).read_text('utf-8'))
+    return read_json(out / INFO, (), 'Remove it and run the same command again.')
   receipts = _run_missing(recipe, tasks, workers, engine, progress)
   return _finish(out, recipe, plan, tasks, receipts)
+
+
+def _refuse_inside(source_spec: str, out: pathlib.Path) -> None:
+  """What is written must not be taken for images by the next run."""
+  kind, _, path = source_spec.partition(':')
+  root = pathlib.Path(path).expanduser().resolve()
+  if kind == 'folder' and out.resolve().is_relative_to(root):
+    raise ValueError(f'{out} is inside {path}, the source; use a folder outside it.')
 
 
 def split_keys(
@@ -154,7 +165,8 @@ def split_keys(
   by_number = sorted(range(len(keys)), key=numbers.__getitem__)
   held_out = sum(number < test_fraction * 2**128 for number in numbers)
   if test_fraction and len(keys) > 1:
-    held_out = min(max(held_out, 1), len(keys) - 1)
+    # Two, where there are enough: evaluation compares one with another.
+    held_out = min(max(held_out, min(2, len(keys) // 2)), len(keys) - 1)
   elif len(keys) == 1:
     held_out = 0
   splits = {
@@ -204,9 +216,9 @@ def _agree_on_plan(out: pathlib.Path, plan: dict[str, Any]) -> None:
   path = out / RECEIPTS / 'plan.json'
   if not path.exists():
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, json.dumps(plan, indent=1) + '\n')
+    write_json(path, plan)
     return
-  there = json.loads(path.read_text('utf-8'))
+  there = read_json(path, (), f'Remove {out} and prepare it again.')
   if (out / INFO).exists():  # Finished, so newer packages no longer matter.
     there = there | {'versions': plan['versions']}
   if lines := differences(there, plan):
@@ -263,7 +275,7 @@ def _finish(
   rejected.sort(key=lambda item: (item['key'], item['reason']))
   by_reason = dict(sorted(Counter(item['reason'] for item in rejected).items()))
   lines = (json.dumps(item, ensure_ascii=False) + '\n' for item in rejected)
-  replace_file(out / REJECTED, ''.join(lines))
+  write_text(out / REJECTED, ''.join(lines))
   kept = sum(receipt['kept'] for receipt in ordered)
   if not kept:
     raise ValueError(
@@ -286,7 +298,7 @@ def _finish(
     'counts': {'kept': kept, 'rejected': len(rejected), 'by_reason': by_reason},
     'texts': sum(receipt['texts'] for receipt in ordered),
     'splits': splits,
-    'digest': _digest(receipt['digest'] for receipt in ordered),
+    'digest': digest_of(receipt['digest'] for receipt in ordered),
   }
   existing = out / INFO
   if existing.exists():  # Keep the versions that it was made with.
@@ -303,7 +315,7 @@ def _finish(
     for path in pathlib.Path(folder).iterdir():
       os.replace(path, out / path.name)
   remove_unfinished(out)
-  replace_file(existing, json.dumps(info, indent=1, ensure_ascii=False) + '\n')
+  write_json(existing, info)
   return info
 
 
@@ -314,11 +326,6 @@ def _versions() -> dict[str, str]:
     with contextlib.suppress(metadata.PackageNotFoundError):
       installed[name] = metadata.version(name)
   return installed
-
-
-def _digest(texts: Iterable[str]) -> str:
-  """SHA-256 of texts, in order, each ended by a line feed."""
-  return hashlib.sha256(''.join(f'{text}\n' for text in texts).encode()).hexdigest()
 
 
 def _plain(value: Any) -> Any:

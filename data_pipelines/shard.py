@@ -22,6 +22,7 @@ import numpy as np
 from array_record.python import array_record_module
 
 from composer_jax import conditions as conditions_lib
+from composer_jax.files import write_json
 from composer_jax.images import Picture, composite, resize_square
 from data_pipelines import sources
 from data_pipelines.records import WRITER_OPTIONS, RecordType, shard_name
@@ -36,6 +37,7 @@ class Recipe:
 
   Attributes:
     source: as `sources.open_source` takes it.
+    keys: `digest_of` the source's keys when the shards were planned.
     directory: where the data set goes.
     size: side of the prepared images, in pixels.
     crop: 'centre' or 'random', as `images.resize_square` takes it.
@@ -44,6 +46,7 @@ class Recipe:
   """
 
   source: str
+  keys: str
   directory: str
   size: int
   crop: Literal['centre', 'random']
@@ -89,11 +92,9 @@ def rng_for(seed: int, *words: str) -> np.random.Generator:
   return np.random.default_rng(number_for(seed, *words))
 
 
-def replace_file(path: pathlib.Path, text: str) -> None:
-  """Writes a text file that is there either whole or not at all."""
-  part = path.with_name(f'{path.name}.{secrets.token_hex(4)}.part')
-  part.write_text(text, encoding='utf-8')
-  os.replace(part, path)
+def digest_of(texts: Iterable[str]) -> str:
+  """SHA-256 of texts, in order, each ended by a line feed."""
+  return hashlib.sha256(''.join(f'{text}\n' for text in texts).encode()).hexdigest()
 
 
 def remove_unfinished(directory: pathlib.Path) -> None:
@@ -110,7 +111,7 @@ def receipt_of(directory: pathlib.Path, name: str) -> dict[str, Any] | None:
   try:
     receipt = json.loads((directory / RECEIPTS / f'{name}.json').read_text('utf-8'))
     complete = (directory / name).stat().st_size == receipt['bytes']
-  except FileNotFoundError:
+  except (FileNotFoundError, ValueError, KeyError):  # Damaged is as good as missing.
     return None
   return receipt if complete else None
 
@@ -155,7 +156,7 @@ def write_file(
       'digest': digest.hexdigest(),
     }
     # Receipt first: a file under its final name then always has its receipt.
-    replace_file(receipts / f'{name}.json', json.dumps(receipt, indent=1) + '\n')
+    write_json(receipts / f'{name}.json', receipt)
     os.replace(part, directory / name)
   finally:
     part.unlink(missing_ok=True)
@@ -220,7 +221,12 @@ def write_shard(recipe: Recipe, shard: Shard) -> dict[str, Any]:
 
 
 def _records(recipe: Recipe, shard: Shard, about: dict[str, Any]) -> Iterable[bytes]:
-  source, keys = _open_source(recipe.source)
+  source, keys, digest = _open_source(recipe.source)
+  if digest != recipe.keys:
+    raise RuntimeError(
+      f'{recipe.source} has changed since this run began, so its images can no longer'
+      ' be told apart by number. Let it be, and prepare it into another folder.'
+    )
   record_type = recipe.record_type()
   for index in shard.indices:
     key = keys[index]
@@ -239,10 +245,11 @@ def _records(recipe: Recipe, shard: Shard, about: dict[str, Any]) -> Iterable[by
 
 
 @functools.lru_cache(maxsize=1)
-def _open_source(spec: str) -> tuple[sources.Source, Sequence[str]]:
-  """Opened once a process, not once a shard."""
+def _open_source(spec: str) -> tuple[sources.Source, Sequence[str], str]:
+  """A source, its keys and their digest; opened once a process, not once a shard."""
   source = sources.open_source(spec)
-  return source, source.keys()
+  keys = source.keys()
+  return source, keys, digest_of(keys)
 
 
 def _stops_the_run(error: Exception) -> bool:

@@ -49,6 +49,8 @@ done
 mkdir -p -- "$out"
 out=$(cd -- "$out" && pwd -P)
 cd -- "$root"
+trap 'printf "\ndemo.sh: interrupted; run the same command again to go on.\n" >&2; exit 130' INT
+trap 'exit 143' TERM
 
 elapsed() {
   printf '%d min %02d s' "$(($1 / 60))" "$(($1 % 60))"
@@ -75,7 +77,7 @@ step() {
 # The minutes of training for a share of 1.5 : 8 : 3.
 share() {
   LC_ALL=C awk -v all="$minutes" -v part="$1" \
-    'BEGIN { printf "%.3f", all * part / 12.5 }'
+    'BEGIN { printf "%.6g", all * part / 12.5 }'
 }
 
 composer_jax=$root/.venv/bin/composer-jax
@@ -84,6 +86,8 @@ composer_jax=$root/.venv/bin/composer-jax
 train() {
   "$composer_jax" train --config "configs/demo/$1.py" --workdir "$2" \
     "--config.data.path=$out/data" "--config.train.minutes=$(share "$3")"
+  # Stopped by a signal, it has saved and ended well, but is not done.
+  [[ -e $2/finished ]] || return 75
 }
 
 step 'installing' bash launch/setup.sh
@@ -93,7 +97,7 @@ step "training the encoder, $(share 1.5) minutes" \
   train dual_encoder "$out/model/encoder" 1.5
 step 'embedding pictures and captions' \
   "$composer_jax" prepare --onto "$out/data" --conditions semantics,caption \
-  --encoder "$out/model/encoder"
+  --encoder "$out/model/encoder" --overwrite
 step "training the base model, $(share 8) minutes" train base "$out/model/base" 8
 step "training the upsampler, $(share 3) minutes" \
   train upsampler "$out/model/upsampler" 3

@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
   parser.add_argument('--palette', metavar='#RRGGBB,...')
   parser.add_argument('--caption', metavar='TEXT')
   parser.add_argument('--again', type=pathlib.Path, metavar='PNG')
-  parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--seed', type=int, help='0 to 4294967295; 0 by default')
   parser.add_argument('--steps', type=int, help='DDIM steps of the base model')
   parser.add_argument('--guidance', type=float, help='1 is none')
   parser.add_argument('--eta', type=float, help='0 is DDIM, 1 as random as DDPM')
@@ -69,12 +69,18 @@ def main(argv: list[str]) -> int:
   sources, uses = flags.sources or [], flags.use or []
   if len(sources) != len(uses):
     parser.error('each --from IMAGE needs a --use NAME,... of its own')
-  if flags.again and (sources or flags.palette or flags.caption):
-    parser.error('--again takes everything from the PNG')
-  if not 0 <= flags.seed < 2**32:
-    parser.error(f'--seed is {flags.seed}; expected 0 to 4294967295')
-  if flags.guidance is not None and not np.isfinite(flags.guidance):
-    parser.error(f'--guidance is {flags.guidance}; expected a finite number')
+  own = ('seed', 'steps', 'guidance', 'eta', 'palette', 'caption')
+  given = [name for name in own if getattr(flags, name) is not None]
+  if flags.again and (sources or given):
+    parser.error('--again takes everything from the PNG; leave out the rest')
+  seed = 0 if flags.seed is None else flags.seed
+  if not 0 <= seed < 2**32:
+    parser.error(f'--seed is {seed}; expected 0 to 4294967295')
+  for name in ('guidance', 'eta'):
+    if not np.isfinite(getattr(flags, name) or 0):
+      parser.error(f'--{name} is {getattr(flags, name)}; expected a finite number')
+  if flags.caption == '':
+    parser.error('--caption is empty; leave it out for none')
   if not flags.out.absolute().parent.is_dir():
     parser.error(f'--out is {flags.out}; its folder does not exist')
   wanted = [conditions.by_name(name.strip() for name in use.split(',')) for use in uses]
@@ -88,8 +94,12 @@ def main(argv: list[str]) -> int:
   else:
     stored = {}
     for source, chosen in zip(sources, wanted, strict=True):
-      found = composer.decompose(open_image(source, name=source), seed=flags.seed)
+      found = composer.decompose(open_image(source, name=source), seed=seed)
       for condition in chosen:
+        if condition.from_text:
+          raise ValueError(
+            f'--use {condition.name}: an image file has none; give --caption TEXT.'
+          )
         if condition.name not in found:
           raise ValueError(
             f'--use {condition.name}: {flags.model} has no encoder/ to make it with.'
@@ -101,7 +111,7 @@ def main(argv: list[str]) -> int:
       stored |= composer.embed_caption(flags.caption)
     recipe = recipes.Recipe(
       model=composer.fingerprint,
-      seed=flags.seed,
+      seed=seed,
       steps=flags.steps,
       guidance=flags.guidance,
       eta=flags.eta,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import pathlib
 
 from composer_jax import conditions
@@ -89,19 +88,16 @@ def _add(parser: argparse.ArgumentParser, flags: argparse.Namespace) -> int:
 
   if flags.encoder is None:
     parser.error('--onto needs --encoder DIR')
-  if flags.out:
-    parser.error('--out goes with --source; --onto adds to the folder it names')
+  for name in ('out', 'size', 'shards', 'workers', 'crop', 'seed'):
+    if getattr(flags, name) != parser.get_default(name):
+      parser.error(f'--{name} goes with --source; --onto takes what is in DIR')
   names = flags.conditions or [c.name for c in conditions.ALL if c.embedded]
   encoder = load_encoder(flags.encoder)
-  config = (flags.encoder / 'config.json').read_bytes()
   prepare_onto(
     flags.onto,
     names,
     encoder,
-    provenance={
-      'config': hashlib.sha256(config).hexdigest(),
-      'step': encoder.step,
-    },
+    provenance={'weights': encoder.fingerprint, 'step': encoder.step},
     overwrite=flags.overwrite,
   )
   print(f'Added {", ".join(names)} to {flags.onto}')

@@ -9,6 +9,8 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from composer_jax.files import read_json
+
 
 def main(argv: list[str]) -> int:
   """Runs the verb; returns its exit status."""
@@ -71,7 +73,9 @@ def _commands(info: Mapping[str, Any], flags: argparse.Namespace) -> list[str]:
   for stage in ('encoder', 'base', 'upsampler'):
     path = flags.model / stage / INPUTS
     if path.is_file():
-      commands.append(json.loads(path.read_text('utf-8'))['command'])
+      commands.append(
+        read_json(path, ('command',), 'Train that stage again.')['command']
+      )
     if stage == 'encoder' and path.is_file():
       onto = {'onto': flags.data, 'encoder': flags.model / stage}
       commands.append(_command('prepare', onto))

@@ -18,12 +18,17 @@ from composer_jax import config as config_lib
 from composer_jax.composer import INPUTS
 from composer_jax.conditions import by_name
 from composer_jax.config import Config
+from composer_jax.files import read_json, write_json, write_text
 from composer_jax.grids import GridSampler
+from composer_jax.models.tokenizer import FILE_NAME as TOKENIZER_FILE
 from composer_jax.models.tokenizer import Tokenizer
 from composer_jax.training import loop
 from composer_jax.training.stages import Diffusion, DualEncoder
 from composer_jax.training.step import Stage
 from data_pipelines.loader import Batches, PreparedDataset, batches, load_dataset
+
+FINISHED = 'finished'
+"""File that is there once a run has taken all its steps."""
 
 Encode = Callable[[dict[str, Any]], dict[str, np.ndarray]]
 
@@ -44,7 +49,7 @@ def fit_tokenizer(
 ) -> tuple[Config, Tokenizer]:
   """Loads the run's tokenizer, or trains one; the model takes its vocabulary."""
   folder = workdir / 'tokenizer'
-  if folder.is_dir():
+  if (folder / TOKENIZER_FILE).is_file():
     tokenizer = Tokenizer.load(folder)
   else:
     texts = [dataset[i]['text'] for i in range(len(dataset))]
@@ -72,7 +77,8 @@ def write_config(config: Config, workdir: pathlib.Path) -> None:
   """
   path = workdir / 'config.json'
   if path.exists():
-    before, now = json.loads(path.read_text()), json.loads(config.to_json())
+    before = read_json(path, ('model', 'diffusion'), 'Use another --workdir.')
+    now = json.loads(config.to_json())
     differ = [
       f'{part}.{name}: {before[part].get(name)!r} there, {value!r} asked'
       for part in ('model', 'diffusion')
@@ -83,7 +89,7 @@ def write_config(config: Config, workdir: pathlib.Path) -> None:
       raise ValueError(
         f'{workdir} holds another run: {"; ".join(differ)}. Use another --workdir.'
       )
-  path.write_text(config.to_json())
+  write_text(path, config.to_json())
 
 
 class Setup(NamedTuple):
@@ -189,15 +195,18 @@ def main(argv: list[str]) -> int:
   else:
     setup = _diffusion(config, dataset)
   write_config(setup.config, workdir)
+  finished = workdir / FINISHED
+  finished.unlink(missing_ok=True)
   inputs = {
     'condition_shapes': setup.shapes,
     'data': {key: dataset.info[key] for key in ('source', 'licence', 'credit')},
     'digest': dataset.info['digest'],
     'command': shlex.join(['composer-jax', 'train', *argv]),
   }
-  (workdir / INPUTS).write_text(json.dumps(inputs, indent=2) + '\n')
+  write_json(workdir / INPUTS, inputs)
   run = loop.train(setup.config, setup.stage, setup.source, workdir, setup.sampler)
   if run.finished:
+    finished.touch()
     print(f'Trained {run.step} steps; the model is in {workdir}.')
   else:
     print(f'Interrupted at step {run.step} and saved; run again to go on.')

@@ -31,6 +31,7 @@ from composer_jax.evaluation.fidelity import (
 )
 from composer_jax.evaluation.gallery import Mixture, Strip, grant, mixtures, strips
 from composer_jax.evaluation.page import figure, render
+from composer_jax.files import write_json, write_text
 
 _BLOCK = 32
 """Images that are lost when a run is broken off."""
@@ -166,8 +167,8 @@ def write_report(
   curves = read_curves(model_dir) if model_dir is not None else []
   page = render(report, held_out, outcomes, made, curves)
   out.mkdir(parents=True, exist_ok=True)
-  _replace(out / 'report.json', json.dumps(report, indent=1, ensure_ascii=False) + '\n')
-  _replace(out / 'index.html', page)
+  write_json(out / 'report.json', report)
+  write_text(out / 'index.html', page)
   return report
 
 
@@ -177,7 +178,7 @@ def summary(report: Mapping[str, Any]) -> str:
   Args:
     report: as `write_report` returns it.
   """
-  head = ('condition', 'metric', 'asked', '95% interval', 'shuffled', 'ceiling', '')
+  head = ('condition', 'metric', 'asked', '95%', 'shuffled', '95%', 'ceiling', '')
   lines = []
   for title, key in (('each alone', 'alone'), ('all together', 'together')):
     if not report[key]:
@@ -196,13 +197,14 @@ def summary(report: Mapping[str, Any]) -> str:
 
 def _row(one: Mapping[str, Any]) -> tuple[str, ...]:
   metric = one['metrics'][0]
-  asked = metric['asked']
+  asked, shuffled = metric['asked'], metric['shuffled']
   return (
     one['condition'],
     metric['name'] + ('' if metric['higher_is_better'] else ' (v)'),
     figure(asked['mean']),
     f'{figure(asked["low"])} to {figure(asked["high"])}',
-    figure(metric['shuffled']['mean']),
+    figure(shuffled['mean']),
+    f'{figure(shuffled["low"])} to {figure(shuffled["high"])}',
     figure(metric['ceiling']['mean']),
     'apart' if metric['apart'] else 'not apart',
   )
@@ -338,9 +340,3 @@ def _metric(metric: Metric) -> dict[str, Any]:
 
 def _estimate(estimate: Estimate) -> dict[str, Any]:
   return dataclasses.asdict(estimate) | {'values': estimate.values.tolist()}
-
-
-def _replace(path: pathlib.Path, text: str) -> None:
-  part = path.with_name(f'{path.name}.part')
-  part.write_text(text, 'utf-8')
-  part.replace(path)

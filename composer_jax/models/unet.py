@@ -64,6 +64,14 @@ class UNetConfig:
   dtype: Literal['float32', 'bfloat16'] = 'bfloat16'
 
   def __post_init__(self):
+    for name in ('image_size', 'fold', 'channels', 'blocks', 'head_width'):
+      if getattr(self, name) < 1:
+        raise ValueError(f'model.{name} is {getattr(self, name)}; expected at least 1.')
+    if self.channels % 2 or not 0 <= self.dropout < 1:
+      raise ValueError(
+        f'model.channels is {self.channels} and model.dropout {self.dropout};'
+        ' expected an even number, and a rate from 0 to under 1.'
+      )
     if len(self.attention) != len(self.multipliers):
       raise ValueError(
         f'model.attention has {len(self.attention)} entries and'

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import pathlib
 import signal
@@ -20,6 +19,7 @@ from tqdm import tqdm
 
 from composer_jax.checkpoints import Checkpoints
 from composer_jax.config import Config
+from composer_jax.files import read_json, write_json
 from composer_jax.sharding.mesh import make_mesh, put_batch, replicated
 from composer_jax.training.metrics import MetricsWriter, peak_flops
 from composer_jax.training.step import (
@@ -224,12 +224,16 @@ def _total_steps(
   batch: dict[str, jax.Array],
   length: jax.Array,
 ) -> int:
-  """The length of the run: as configured, or measured once from `train.minutes`."""
+  """The length of the run: as configured, or from `train.minutes`.
+
+  The speed is measured once, so that a run that is resumed has the same length.
+  """
   if config.train.minutes <= 0:
     return config.train.steps
   path = workdir / BUDGET
   if path.exists():
-    return json.loads(path.read_text())['steps']
+    budget = read_json(path, ('steps', 'minutes'), 'Remove it to measure anew.')
+    return max(1, round(budget['steps'] * config.train.minutes / budget['minutes']))
   # The trial steps take a copy of the state, since a step consumes its input.
   trial = jax.tree.map(jnp.copy, state)
   seconds = []
@@ -239,7 +243,7 @@ def _total_steps(
     jax.block_until_ready(metrics)
     seconds.append(time.perf_counter() - begin)
   steps = max(1, int(config.train.minutes * 60 / float(np.median(seconds[2:]))))
-  path.write_text(json.dumps({'steps': steps, 'minutes': config.train.minutes}) + '\n')
+  write_json(path, {'steps': steps, 'minutes': config.train.minutes})
   return steps
 
 
@@ -258,7 +262,7 @@ def _fetch(
     for name in ('loss', 'gradient_norm'):
       if not math.isfinite(values[name]):
         path = workdir / f'diagnostic-{number}.json'
-        path.write_text(json.dumps(lines, indent=1) + '\n')
+        write_json(path, lines)
         raise NonFinite(
           f'{name} is {values[name]} at step {number}. The metrics of the last'
           f' {len(lines)} steps are in {path}; the last good checkpoint is kept.'
@@ -271,8 +275,14 @@ def _fetch(
 def _stop_requests() -> Iterator[list[int]]:
   """Collects SIGTERM and SIGINT in a list instead of dying of them."""
   received: list[int] = []
+
+  def on_signal(number: int, _: Any) -> None:
+    received.append(number)
+    # The second time it is meant.
+    signal.signal(number, before[signal.Signals(number)])
+
   before = {
-    number: signal.signal(number, lambda n, _: received.append(n))
+    number: signal.signal(number, on_signal)
     for number in (signal.SIGTERM, signal.SIGINT)
   }
   try:

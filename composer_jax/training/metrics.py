@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 import time
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from composer_jax.files import write_text
 from composer_jax.images import encode_png
 
 FILE = 'metrics.jsonl'
@@ -31,11 +33,10 @@ class MetricsWriter:
   def __init__(self, workdir: pathlib.Path, step: int):
     self._path = workdir / FILE
     if self._path.exists():
-      lines = self._path.read_text().splitlines(keepends=True)
+      lines = self._path.read_text(errors='replace').splitlines(keepends=True)
       # A line that a kill cut off has no newline yet.
       whole = [line for line in lines if line.endswith('\n')]
-      kept = [line for line in whole if json.loads(line)['step'] <= step]
-      self._path.write_text(''.join(kept))
+      write_text(self._path, ''.join(line for line in whole if _step(line) <= step))
     self._file = self._path.open('a')
     self._pictures = workdir / PICTURES
     self._events = SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1)
@@ -57,6 +58,14 @@ class MetricsWriter:
     """Finishes the files."""
     self._file.close()
     self._events.close()
+
+
+def _step(line: str) -> float:
+  """The step of a line; infinite for one that a power cut has left unreadable."""
+  try:
+    return json.loads(line)['step']
+  except (ValueError, KeyError, TypeError):
+    return math.inf
 
 
 def peak_flops(side: int = 2048) -> float:

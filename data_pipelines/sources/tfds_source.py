@@ -85,7 +85,8 @@ class TfdsSource:
     if self._caption is None:
       caption = ''
     elif self._classes:
-      caption = self._classes[record[self._caption]].replace('_', ' ')
+      label = record[self._caption]  # -1 where it is kept secret.
+      caption = self._classes[label].replace('_', ' ') if label >= 0 else ''
     else:
       caption = _first_text(record[self._caption])
     return Example(key, picture, check_caption(caption, name=key))

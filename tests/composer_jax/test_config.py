@@ -42,6 +42,25 @@ def test_fields_are_set_on_the_command_line():
   assert config.data.flip is False
 
 
+def test_a_field_that_the_file_leaves_out_can_be_set():
+  config = config_lib.parse(
+    ['--config=configs/demo/base.py', '--config.optimizer.accumulate=2']
+  )
+  assert config.optimizer.accumulate == 2
+
+
+def test_a_config_file_can_take_an_argument(tmp_path):
+  file = tmp_path / 'sized.py'
+  file.write_text(
+    'from ml_collections import config_dict\n'
+    'def get_config(size):\n'
+    '  return config_dict.ConfigDict(\n'
+    "    {'stage': 'diffusion', 'model': {'image_size': int(size)}}\n"
+    '  )\n'
+  )
+  assert config_lib.parse([f'--config={file}:128']).unet.image_size == 128
+
+
 def test_a_config_survives_its_json(tmp_path):
   config = config_lib.parse(['--config=configs/demo/upsampler.py'])
   path = tmp_path / 'config.json'
@@ -72,6 +91,12 @@ def test_an_own_config_file_is_preferred(tmp_path, monkeypatch):
     ('--config.diffusion.prediction=w', r"config.diffusion.prediction is 'w'.*'eps'"),
     ('--config.model.multipliers=(1,)', r'model.attention has 2 .* multipliers 1'),
     ('--nonsense=1', 'nonsense'),
+    ('nonsense', "'nonsense' is not a flag"),
+    ('--config.model.fold=0', 'model.fold is 0; expected at least 1'),
+    ('--config.train.log_every=0', 'config.train.log_every is 0; .* at least 1'),
+    ('--config.optimizer.ema=2.0', 'config.optimizer.ema is 2.0; .* at most 1'),
+    ('--config.optimizer.learning_rate=nan', 'learning_rate is nan'),
+    ('--config.diffusion.low_res_noise=1000', 'low_res_noise is 1000; .* at most 999'),
   ],
 )
 def test_a_wrong_override_is_one_error_that_names_it(argument, message):

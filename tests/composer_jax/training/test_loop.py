@@ -127,14 +127,16 @@ def test_minutes_become_steps_once_and_for_all(make_config, source_of, tmp_path)
   kept = json.loads((tmp_path / 'budget.json').read_text())
   assert run == loop.Run(kept['steps'], finished=True)
   assert kept['minutes'] == 0.004
-  longer = make_config(train={'minutes': 40.0, 'save_every': 1000})
-  assert loop.train(longer, *source_of(longer), tmp_path) == run
+  assert loop.train(config, *source_of(config), tmp_path) == run
+  twice = make_config(train={'minutes': 0.008, 'save_every': 1000})
+  longer = loop.train(twice, *source_of(twice), tmp_path)
+  assert longer == loop.Run(2 * run.step, finished=True)
 
 
 def test_a_trial_of_the_speed_does_not_change_the_training(
   make_config, source_of, unbroken, tmp_path
 ):
-  (tmp_path / 'budget.json').write_text('{"steps": 6}')
+  (tmp_path / 'budget.json').write_text('{"steps": 6, "minutes": 1.0}')
   config = make_config(train={'minutes': 1.0})
   loop.train(config, *source_of(config), tmp_path)
   assert losses(tmp_path) == losses(unbroken)
