@@ -6,64 +6,15 @@ import io
 import json
 import pickle
 
-import jax
 import numpy as np
 import pytest
 import skimage.data
-from flax import nnx
 from PIL import Image
 
 import composer_jax
-from composer_jax import conditions, recipe
-from composer_jax.composer import Composer
-from composer_jax.config import Config, SampleConfig
+from composer_jax import recipe
 from composer_jax.images import Picture, encode_png, png_text
-from composer_jax.models.unet import UNetConfig
-from composer_jax.sampling.cascade import Denoising
-from composer_jax.training.stages import Diffusion
-
-SIZE = 8
-TOKENS, WIDTH = 3, 8
-NAMES = tuple(c.name for c in conditions.ALL)
-EMBEDDED = {'caption': (TOKENS + 1, WIDTH), 'semantics': (WIDTH,)}
-
-
-def composer_of(seed=0, **sample):
-  """A real composer of random weights that knows every condition."""
-  config = Config(
-    'diffusion',
-    UNetConfig(
-      image_size=SIZE,
-      fold=2,
-      channels=8,
-      multipliers=(1,),
-      blocks=1,
-      attention=(True,),
-      head_width=8,
-      dropout=0.0,
-      conditions=NAMES,
-      context_width=8,
-      local_hidden=4,
-      local_width=4,
-      dtype='float32',
-    ),
-    sample=SampleConfig(**{'steps': 3, 'guidance': 1.5, 'eta': 0.5} | sample),
-  )
-  shapes = {c.name: EMBEDDED.get(c.name, c.spec(SIZE).shape) for c in conditions.ALL}
-  graphs = []
-
-  def build():
-    graph, weights = nnx.split(Diffusion(config, shapes).init(jax.random.key(0)))
-    graphs.append(graph)
-    return weights
-
-  # Initial weights would not do: the last layer begins with zeros.
-  rng = np.random.default_rng(seed)
-  weights = jax.tree.map(
-    lambda leaf: jax.numpy.asarray(0.3 * rng.normal(size=leaf.shape), leaf.dtype),
-    jax.eval_shape(build),
-  )
-  return Composer([Denoising(config, shapes, graphs[0], weights, 7)], None)
+from tests.composer_jax.tiny import EMBEDDED, NAMES, SIZE, composer_of
 
 
 @pytest.fixture(scope='module')

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from composer_jax.diffusion.schedule import make_schedule
+from composer_jax.sampling.cascade import run_cascade
+from composer_jax.training.stages import Diffusion
+from tests.composer_jax.tiny import SIZE, denoising, shapes_of
+
+NAMES = ('palette', 'sketch')
+
+
+def conditions(count, seed=0):
+  rng = np.random.default_rng(seed)
+  shapes = shapes_of(NAMES)
+  stored = {
+    'palette': rng.dirichlet(np.ones(180), count).astype(np.float32),
+    'sketch': (rng.random((count, *shapes['sketch'])) < 0.3).astype(np.uint8) * 255,
+  }
+  return stored, {name: np.ones(count, bool) for name in NAMES}
+
+
+def keys(*seeds):
+  return jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
+
+
+def test_a_stage_equals_a_plain_loop_over_its_steps():
+  stage = denoising(names=NAMES, diffusion={'prediction': 'v'}, guidance=2.0)
+  stored, kept = conditions(2)
+  images = stage(stored, kept, keys(5, 6), None, steps=4, eta=0.0)
+
+  model = model_of(stage)
+  alphas = make_schedule('cosine', 1000).alphas_cumprod
+  times = [999, 749, 499, 249]
+  draw = [
+    jax.random.normal(jax.random.fold_in(k, 0), (SIZE, SIZE, 3)) for k in keys(5, 6)
+  ]
+  x = np.stack(draw).astype(np.float64)
+  dropped = {name: np.zeros(2, bool) for name in NAMES}
+  for t, previous in zip(times, [*times[1:], None], strict=True):
+    a, b = alphas[t], 1.0 if previous is None else alphas[previous]
+    step = jnp.full(2, t)
+    with_all = np.asarray(model(jnp.asarray(x, jnp.float32), step, stored, kept))
+    without = np.asarray(model(jnp.asarray(x, jnp.float32), step, stored, dropped))
+    v = without + 2.0 * (with_all - without)
+    x_0 = np.clip(np.sqrt(a) * x - np.sqrt(1 - a) * v, -1, 1)
+    eps = (x - np.sqrt(a) * x_0) / np.sqrt(1 - a)
+    x = np.sqrt(b) * x_0 + np.sqrt(1 - b) * eps
+  np.testing.assert_allclose(images, np.clip(x, -1, 1), atol=2e-4)
+
+
+def model_of(stage):
+  template = nnx.eval_shape(
+    lambda: Diffusion(stage.config, stage.condition_shapes).init(jax.random.key(0))
+  )
+  graph, _ = nnx.split(template)
+  return nnx.merge(graph, stage.weights)
+
+
+def test_guidance_1_is_the_same_in_one_pass_as_in_two():
+  stage = denoising(names=NAMES)
+  stored, kept = conditions(2)
+  one = stage(stored, kept, keys(1, 2), None, guidance=1.0)
+  two = stage(stored, kept, keys(1, 2), None, guidance=1.0 + 1e-7)
+  np.testing.assert_allclose(one, two, atol=1e-4)
+
+
+def test_an_image_depends_on_its_seed_and_not_on_its_batch():
+  stage = denoising(names=NAMES)
+  stored, kept = conditions(3)
+  together = np.asarray(stage(stored, kept, keys(7, 8, 9), None))
+  for row, seed in enumerate((7, 8, 9)):
+    own = {name: value[row : row + 1] for name, value in stored.items()}
+    alone = stage(own, {name: np.ones(1, bool) for name in NAMES}, keys(seed), None)
+    np.testing.assert_allclose(together[row], alone[0], atol=1e-4)
+  other = np.asarray(stage(stored, kept, keys(7, 8, 10), None))
+  assert (other[2] != together[2]).any()
+
+
+def test_the_cascade_hands_images_up_and_ends_in_bytes():
+  base = denoising(names=NAMES)
+  large = denoising(
+    names=('sketch',), model={'image_size': 2 * SIZE, 'low_res_size': SIZE}
+  )
+  stored, kept = conditions(2)
+  images = run_cascade([base, large], stored, kept, np.array([1, 2]), steps=2)
+  assert images.dtype == np.uint8
+  assert images.shape == (2, 2 * SIZE, 2 * SIZE, 3)
+  seeds = jax.vmap(jax.random.key)(jnp.asarray([1, 2], jnp.uint32))
+  each = [jax.vmap(lambda k, i=i: jax.random.fold_in(k, i))(seeds) for i in (0, 1)]
+  small = base(stored, kept, each[0], None, steps=2)
+  wanted = np.asarray(large(stored, kept, each[1], small))
+  np.testing.assert_array_equal(images, np.round((wanted + 1) * 127.5).astype(np.uint8))
+
+
+def test_an_upsampler_follows_its_low_resolution_image():
+  large = denoising(
+    names=('sketch',), model={'image_size': 2 * SIZE, 'low_res_size': SIZE}
+  )
+  stored, kept = conditions(1)
+  dark, light = (np.full((1, SIZE, SIZE, 3), value, np.float32) for value in (-1, 1))
+  made = [np.asarray(large(stored, kept, keys(1), low)) for low in (dark, light)]
+  assert (made[0] != made[1]).any()
+
+
+@pytest.mark.parametrize('level', [0, 200])
+def test_the_noise_on_the_low_resolution_image_is_drawn_from_the_key(level):
+  large = denoising(
+    names=('sketch',),
+    model={'image_size': 2 * SIZE, 'low_res_size': SIZE},
+    diffusion={'low_res_noise': 250},
+    low_res_noise=level,
+    eta=0.0,
+  )
+  stored, kept = conditions(1)
+  small = np.zeros((1, SIZE, SIZE, 3), np.float32)
+  first = np.asarray(large(stored, kept, keys(1), small))
+  np.testing.assert_array_equal(first, large(stored, kept, keys(1), small))
+  assert np.isfinite(first).all()
+  assert np.abs(first).max() <= 1
