@@ -156,7 +156,7 @@ def make_step(stage: Stage, config: Config, mesh: Mesh) -> StepFunction:
     # Early on the average follows closely, so that it does not remember the start.
     decay = jnp.minimum(config.optimizer.ema, (1 + state.step) / (10 + state.step))
     ema = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), state.ema, params)
-    metrics |= {'gradient_norm': optax.global_norm(grads), 'learning_rate': rate}
+    metrics |= {'gradient_norm': optax.tree.norm(grads), 'learning_rate': rate}
     return TrainState(state.step + 1, params, ema, opt_state), metrics
 
   return jax.jit(

@@ -13,7 +13,7 @@ from composer_jax.training.stages import Diffusion
 from data_pipelines.loader import batches, load_dataset
 from data_pipelines.prepare import prepare
 
-NAMES = ('palette', 'sketch', 'intensity', 'mask')
+NAMES = ('palette', 'intensity', 'mask')
 
 
 @pytest.fixture(scope='session')
@@ -38,9 +38,9 @@ def small_config(data: pathlib.Path, **parts) -> config_lib.Config:
       'image_size': 8,
       'fold': 2,
       'channels': 16,
-      'multipliers': (1, 2),
+      'multipliers': (1,),
       'blocks': 1,
-      'attention': (False, True),
+      'attention': (True,),
       'head_width': 8,
       'dropout': 0.0,
       'conditions': NAMES,

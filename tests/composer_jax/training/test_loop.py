@@ -99,8 +99,7 @@ def test_what_is_not_finite_stops_the_run_and_spares_the_last_good_checkpoint(
       if spoilt == 'loss':
         return value + jax.numpy.where(bad, jax.numpy.nan, 0.0), metrics
       # The square root has a finite value and an infinite slope at zero.
-      zero = 0.0 * value
-      return value + jax.numpy.where(bad, jax.numpy.sqrt(zero), 0.0), metrics
+      return value + jax.numpy.sqrt(jax.numpy.where(bad, 0 * value, 1)), metrics
 
   class Marked:
     def __init__(self):

@@ -1,0 +1,19 @@
+"""What all tests share: programs are compiled once a session, in any process."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+
+import pytest
+
+# Before JAX is imported, here and in the processes that tests start.
+_CACHE = tempfile.mkdtemp(prefix='composer-jax-tests-')
+os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish():
+  shutil.rmtree(_CACHE, ignore_errors=True)
