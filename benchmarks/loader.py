@@ -1,8 +1,10 @@
 """Reading prepared images on one core, beside a PyTorch DataLoader over the same files.
 
-Both read the same shards through the same ArrayRecord reader, shuffle over the whole
-set, mirror half of the images with their maps, draw intensity and mask anew, and give
-batches of stacked arrays.
+Both read the same ArrayRecord shards, shuffle over the whole set, mirror half of the
+images with their maps, draw intensity and mask anew, and give batches of stacked
+arrays. The DataLoader's data set decodes records the public way, by TensorFlow
+Datasets; with `--own-decoder` by this project's `PreparedDataset`, so that only the
+loaders differ.
 
 Run:  python benchmarks/loader.py --data demo/data
 """
@@ -29,9 +31,12 @@ from data_pipelines.loader import batches, load_dataset  # noqa: E402
 class Prepared(torch.utils.data.Dataset):
   """The prepared folder, opened with its TensorFlow Datasets metadata."""
 
-  def __init__(self, directory: pathlib.Path):
-    builder = tfds.builder_from_directory(str(directory))
-    self._source = builder.as_data_source('train')
+  def __init__(self, directory: pathlib.Path, own_decoder: bool):
+    if own_decoder:
+      self._source = load_dataset(directory)
+    else:
+      builder = tfds.builder_from_directory(str(directory))
+      self._source = builder.as_data_source('train')
     self._stored = [c for c in conditions.ALL if c.stored and c.name in self._source[0]]
     self._drawn = [c for c in conditions.ALL if not c.stored]
     self._rng = np.random.default_rng(0)
@@ -58,6 +63,7 @@ def main() -> None:
   parser.add_argument('--batch', type=int, default=64)
   parser.add_argument('--batches', type=int, default=100)
   parser.add_argument('--rounds', type=int, default=5)
+  parser.add_argument('--own-decoder', action='store_true')
   flags = parser.parse_args()
   print(machine())
   torch.set_num_threads(1)
@@ -67,7 +73,10 @@ def main() -> None:
     load_dataset(flags.data), batch_size=flags.batch, seed=0, conditions=stored
   )
   loader = torch.utils.data.DataLoader(
-    Prepared(flags.data), batch_size=flags.batch, shuffle=True, drop_last=True
+    Prepared(flags.data, flags.own_decoder),
+    batch_size=flags.batch,
+    shuffle=True,
+    drop_last=True,
   )
   theirs = itertools.chain.from_iterable(itertools.repeat(loader))
 

@@ -154,6 +154,18 @@ def load_diffusion(directory: pathlib.Path) -> Denoising:
   return Denoising(config, shapes, graph, weights, step)
 
 
+def _check_encoder(directory: pathlib.Path, encoder: TrainedEncoder) -> None:
+  """Refuses an encoder other than the one whose embeddings the base was trained on."""
+  inputs = json.loads((directory / 'base' / INPUTS).read_text('utf-8'))
+  for name, made_by in inputs.get('encoders', {}).items():
+    if made_by.get('weights') != encoder.fingerprint:
+      raise ValueError(
+        f'{directory / "base"} was trained with {name} of another encoder than the one'
+        f' in {directory / "encoder"}. Add its embeddings to the data with'
+        ' `composer-jax prepare --onto --overwrite`, and train on.'
+      )
+
+
 class Composer:
   """A cascade of trained models.
 
@@ -210,6 +222,7 @@ class Composer:
 
     Raises:
       FileNotFoundError: there is no base model in it.
+      ValueError: its parts do not fit together.
     """
     directory = pathlib.Path(directory)
     if not (directory / 'base').is_dir():
@@ -223,6 +236,7 @@ class Composer:
     encoder = None
     if (directory / 'encoder').is_dir():
       encoder = load_encoder(directory / 'encoder')
+      _check_encoder(directory, encoder)
     return cls(stages, encoder)
 
   def decompose(

@@ -12,6 +12,8 @@ import types
 import typing
 from typing import Any, Literal
 
+from ml_collections import config_dict
+
 from composer_jax.diffusion.resolution import LEVELS
 from composer_jax.files import read_json
 from composer_jax.models.clip import ClipConfig
@@ -337,7 +339,10 @@ def _read(text: str) -> dict[str, Any]:
   """
   path, colon, argument = text.partition('.py:')
   file = find(path + '.py' if colon else text)
-  given = runpy.run_path(str(file))['get_config'](*[argument] * bool(colon)).to_dict()
+  get_config = runpy.run_path(str(file)).get('get_config')
+  if get_config is None:
+    raise ValueError(f'{file} has no function get_config(); see configs/demo/base.py.')
+  given = config_dict.ConfigDict(get_config(*[argument] * bool(colon))).to_dict()
   fields = {'model': _defaults(MODELS.get(given.get('stage'), UNetConfig))}
   fields |= _defaults(Config)
   for name, value in given.items():
@@ -355,7 +360,7 @@ def parse(argv: list[str]) -> Config:
     FileNotFoundError: the config file does not exist.
   """
   from absl import flags
-  from ml_collections import config_dict, config_flags
+  from ml_collections import config_flags
 
   path, overrides = None, []
   rest = iter(argv)

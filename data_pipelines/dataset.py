@@ -34,6 +34,8 @@ class PreparedDataset:
     info: the contents of `dataset.json`.
     conditions: names of the conditions in each record, those stored with the
       images and those added later.
+    added: by name, what is known of those added later; `encoder` tells which one
+      made them.
   """
 
   def __init__(
@@ -50,7 +52,7 @@ class PreparedDataset:
         f'{directory} has no split {split!r}, only {", ".join(self.info["splits"])}.'
       )
     self._lengths = self.info['splits'][split]['shard_lengths']
-    added = _added(self.directory)
+    added = self.added = _added(self.directory)
     present = {**self.info['conditions'], **added}
     wanted = set(present if conditions is None else conditions)
     if missing := sorted(wanted - present.keys()):

@@ -38,7 +38,7 @@ from data_pipelines.engines import local
 from data_pipelines.records import write_tfds_metadata
 from data_pipelines.shard import (
   RECEIPTS,
-  Recipe,
+  Settings,
   Shard,
   digest_of,
   number_for,
@@ -112,7 +112,7 @@ def prepare(
   keys = list(source.keys())
   splits = split_keys(keys, seed, test_fraction)
   keys_digest = digest_of(keys)
-  recipe = Recipe(source_spec, keys_digest, os.fspath(out), size, crop, seed, names)
+  settings = Settings(source_spec, keys_digest, os.fspath(out), size, crop, seed, names)
   tasks = _plan_shards(splits, shards)
   plan = {
     'source': source_spec,
@@ -132,8 +132,8 @@ def prepare(
   _agree_on_plan(out, plan)
   if (out / INFO).exists() and all(receipt_of(out, task.name) for task in tasks):
     return read_json(out / INFO, (), 'Remove it and run the same command again.')
-  receipts = _run_missing(recipe, tasks, workers, engine, progress)
-  return _finish(out, recipe, plan, tasks, receipts)
+  receipts = _run_missing(settings, tasks, workers, engine, progress)
+  return _finish(out, settings, plan, tasks, receipts)
 
 
 def _refuse_inside(source_spec: str, out: pathlib.Path) -> None:
@@ -241,10 +241,10 @@ def differences(there: Any, asked: Any, path: str = '') -> list[str]:
 
 
 def _run_missing(
-  recipe: Recipe, tasks: list[Shard], workers: int, engine: Engine, progress: bool
+  settings: Settings, tasks: list[Shard], workers: int, engine: Engine, progress: bool
 ) -> dict[str, dict[str, Any]]:
   """Receipts by file name, after running the shards that have none yet."""
-  out = pathlib.Path(recipe.directory)
+  out = pathlib.Path(settings.directory)
   found = {task.name: receipt_of(out, task.name) for task in tasks}
   receipts = {name: receipt for name, receipt in found.items() if receipt is not None}
   missing = [task for task in tasks if task.name not in receipts]
@@ -253,7 +253,7 @@ def _run_missing(
   bar = tqdm.tqdm(
     total=total, initial=done, unit='image', desc='prepare', disable=not progress
   )
-  work = functools.partial(write_shard, recipe)
+  work = functools.partial(write_shard, settings)
   # Closing the engine stops its workers, also when this loop is broken off.
   with bar, contextlib.closing(engine(work, missing, workers=workers)) as results:
     for task, receipt in results:
@@ -264,7 +264,7 @@ def _run_missing(
 
 def _finish(
   out: pathlib.Path,
-  recipe: Recipe,
+  settings: Settings,
   plan: dict[str, Any],
   tasks: list[Shard],
   receipts: dict[str, dict[str, Any]],
@@ -306,7 +306,7 @@ def _finish(
   with tempfile.TemporaryDirectory(suffix='.part', dir=out / RECEIPTS) as folder:
     write_tfds_metadata(
       pathlib.Path(folder),
-      recipe.record_type(),
+      settings.record_type(),
       {s: (v['shard_lengths'], v['record_bytes']) for s, v in splits.items()},
       description=f'Images and conditions prepared from {plan["source"]}.',
       licence=plan['licence'],

@@ -24,6 +24,7 @@ from array_record.python import array_record_module
 from composer_jax import conditions as conditions_lib
 from composer_jax.files import write_json
 from composer_jax.images import Picture, composite, resize_square
+from composer_jax.seeds import generator
 from data_pipelines import sources
 from data_pipelines.records import WRITER_OPTIONS, RecordType, shard_name
 
@@ -32,7 +33,7 @@ RECEIPTS = '.shards'
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class Settings:
   """What all shards of a data set share.
 
   Attributes:
@@ -85,11 +86,6 @@ def number_for(seed: int, *words: str) -> int:
   """
   message = json.dumps([seed, *words]).encode()
   return int.from_bytes(hashlib.blake2b(message, digest_size=16).digest())
-
-
-def rng_for(seed: int, *words: str) -> np.random.Generator:
-  """A generator seeded by `number_for`."""
-  return np.random.default_rng(number_for(seed, *words))
 
 
 def digest_of(texts: Iterable[str]) -> str:
@@ -183,23 +179,23 @@ def background(rng: np.random.Generator) -> np.ndarray:
 
 
 def prepare_one(
-  recipe: Recipe, key: str, picture: Picture, caption: str
+  settings: Settings, key: str, picture: Picture, caption: str
 ) -> dict[str, Any]:
-  """One image and its stored conditions, as a record of `recipe.record_type()`."""
-  seed = recipe.seed
+  """One image and its stored conditions, as a record of `settings.record_type()`."""
+  seed = settings.seed
   picture = resize_square(
-    picture, recipe.size, crop=recipe.crop, rng=rng_for(seed, key, 'crop')
+    picture, settings.size, crop=settings.crop, rng=generator(seed, key, 'crop')
   )
   if picture.alpha is not None:
-    picture = composite(picture, background(rng_for(seed, key, 'background')))
+    picture = composite(picture, background(generator(seed, key, 'background')))
   record = {'key': key, 'text': caption, 'image': picture.pixels}
-  for condition in conditions_lib.by_name(recipe.conditions):
-    rng = rng_for(seed, key, condition.name)
+  for condition in conditions_lib.by_name(settings.conditions):
+    rng = generator(seed, key, condition.name)
     record[condition.name] = condition.extract(picture, rng)
   return record
 
 
-def write_shard(recipe: Recipe, shard: Shard) -> dict[str, Any]:
+def write_shard(settings: Settings, shard: Shard) -> dict[str, Any]:
   """Prepares the images of one shard, or does nothing if that is done.
 
   An image that cannot be used is left out and listed; one bad file must not end a
@@ -212,28 +208,30 @@ def write_shard(recipe: Recipe, shard: Shard) -> dict[str, Any]:
   Raises:
     OSError: the shard cannot be written, or the source's disk fails.
   """
-  directory = pathlib.Path(recipe.directory)
+  directory = pathlib.Path(settings.directory)
   if receipt := receipt_of(directory, shard.name):
     return receipt
   about = {'texts': 0, 'rejected': []}
-  records = _records(recipe, shard, about)
+  records = _records(settings, shard, about)
   return write_file(directory, shard.name, records, about)
 
 
-def _records(recipe: Recipe, shard: Shard, about: dict[str, Any]) -> Iterable[bytes]:
-  source, keys, digest = _open_source(recipe.source)
-  if digest != recipe.keys:
+def _records(
+  settings: Settings, shard: Shard, about: dict[str, Any]
+) -> Iterable[bytes]:
+  source, keys, digest = _open_source(settings.source)
+  if digest != settings.keys:
     raise RuntimeError(
-      f'{recipe.source} has changed since this run began, so its images can no longer'
+      f'{settings.source} has changed since this run began, so its images can no longer'
       ' be told apart by number. Let it be, and prepare it into another folder.'
     )
-  record_type = recipe.record_type()
+  record_type = settings.record_type()
   for index in shard.indices:
     key = keys[index]
     try:
-      example = source.load(index, recipe.size)
+      example = source.load(index, settings.size)
       caption = example.caption or ''
-      data = record_type.encode(prepare_one(recipe, key, example.picture, caption))
+      data = record_type.encode(prepare_one(settings, key, example.picture, caption))
     except Exception as error:  # Decoders raise anything at all.
       if _stops_the_run(error):
         raise

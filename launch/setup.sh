@@ -109,8 +109,13 @@ install() {
 # Stamps are written last and removed first, so none means an unfinished .venv. What
 # an older lock file asked for goes too.
 if ! stamped runtime "$runtime_digest" || [[ -f $venv/stamp-test ]]; then
+  if [[ -d $venv && ! -f $venv/made-by-setup ]]; then
+    die "$venv is there, but not made by this script; move it away."
+  fi
   python=$(find_python)
   rm -rf -- "$venv"
+  mkdir -- "$venv"
+  touch -- "$venv/made-by-setup"
   "$python" -m venv "$venv" ||
     die "$python cannot make virtual environments (on Debian: install python3-venv)."
   # The digest may have come from the interpreter of the .venv that is gone.

@@ -201,6 +201,11 @@ def main(argv: list[str]) -> int:
     'condition_shapes': setup.shapes,
     'data': {key: dataset.info[key] for key in ('source', 'licence', 'credit')},
     'digest': dataset.info['digest'],
+    'encoders': {
+      name: about['encoder']
+      for name, about in dataset.added.items()
+      if name in setup.shapes
+    },
     'command': shlex.join(['composer-jax', 'train', *argv]),
   }
   write_json(workdir / INPUTS, inputs)

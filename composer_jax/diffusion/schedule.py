@@ -23,10 +23,6 @@ class Schedule:
   betas: np.ndarray
   alphas_cumprod: np.ndarray
 
-  @property
-  def num_steps(self) -> int:
-    return len(self.betas)
-
 
 def make_schedule(kind: Kind, num_steps: int = 1000) -> Schedule:
   """Builds a named schedule.

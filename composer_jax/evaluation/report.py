@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -210,6 +211,15 @@ def _row(one: Mapping[str, Any]) -> tuple[str, ...]:
   )
 
 
+@functools.cache
+def _digest_of_code() -> str:
+  """Images that older code made must not be taken for those of this one."""
+  digest = hashlib.sha256()
+  for path in sorted(pathlib.Path(composer_jax.__file__).parent.rglob('*.py')):
+    digest.update(path.read_bytes())
+  return digest.hexdigest()
+
+
 class _Cached:
   """Composes in blocks, and remembers on disk what came of each."""
 
@@ -253,8 +263,8 @@ class _Cached:
     return images
 
   def _digest(self, stored: Mapping, kept: Mapping, seeds: np.ndarray) -> str:
-    model = [composer_jax.__version__, self._composer.fingerprint]
-    digest = hashlib.sha256(json.dumps(model, sort_keys=True, default=str).encode())
+    model = [_digest_of_code(), self._composer.fingerprint]
+    digest = hashlib.sha256(json.dumps(model, default=str).encode())
     for kind in (stored, kept, {'seeds': seeds}):
       for name, array in sorted(kind.items()):
         digest.update(f'{name} {array.dtype} {array.shape}'.encode())

@@ -90,7 +90,7 @@ class UNetConfig:
     return self.image_size // self.fold
 
 
-class Stage(nnx.Module):
+class Block(nnx.Module):
   """A residual block and, where the level has it, attention."""
 
   def __init__(self, block: ResBlock, attention: AttentionBlock | None):
@@ -132,7 +132,7 @@ class UNet(nnx.Module):
       outputs: int,
       attend: bool,
       resample: Literal['up', 'down'] | None = None,
-    ) -> Stage:
+    ) -> Block:
       block = ResBlock(
         inputs,
         outputs,
@@ -146,7 +146,7 @@ class UNet(nnx.Module):
         if attend
         else None
       )
-      return Stage(block, attention)
+      return Block(block, attention)
 
     self.time_in = Dense(config.channels, embedding, rngs=rngs)
     self.time_out = Dense(embedding, embedding, rngs=rngs)
@@ -260,7 +260,7 @@ class UNet(nnx.Module):
       context = jnp.pad(context, ((0, 0), (0, missing), (0, 0)))
     count = iter(range(len(self.down) + len(self.middle) + len(self.up)))
 
-    def run(stage: Stage, x: jax.Array) -> jax.Array:
+    def run(stage: Block, x: jax.Array) -> jax.Array:
       index = next(count)
       key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
       return stage(x, embedding, context, key)

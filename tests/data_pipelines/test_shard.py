@@ -12,17 +12,17 @@ from array_record.python import array_record_module
 
 from composer_jax import conditions
 from composer_jax.images import Picture, composite
+from composer_jax.seeds import generator
 from data_pipelines import shard as shard_lib
 from data_pipelines import sources
 from data_pipelines.shard import (
   RECEIPTS,
-  Recipe,
+  Settings,
   Shard,
   background,
   number_for,
   prepare_one,
   receipt_of,
-  rng_for,
   write_file,
   write_shard,
 )
@@ -33,7 +33,7 @@ STORED = tuple(c.name for c in conditions.ALL if c.stored and not c.embedded)
 
 def a_recipe(directory, source='twemoji', **changes):
   arguments = {'size': 24, 'crop': 'centre', 'seed': 3, 'conditions': STORED}
-  return Recipe(source, str(directory), **(arguments | changes))
+  return Settings(source, str(directory), **(arguments | changes))
 
 
 def read(path):
@@ -86,7 +86,7 @@ def test_numbers_tell_words_and_seeds_apart():
 
 
 def test_backgrounds_vary_and_keep_clear_of_black():
-  drawn = np.array([background(rng_for(0, str(i))) for i in range(500)])
+  drawn = np.array([background(generator(0, str(i))) for i in range(500)])
   assert drawn.dtype == np.uint8
   assert drawn.max(axis=1).min() >= 89  # 0.35 of full value.
   gray = (np.ptp(drawn, axis=1) == 0).mean()
@@ -95,29 +95,29 @@ def test_backgrounds_vary_and_keep_clear_of_black():
 
 
 def test_a_shard_is_written_once(tmp_path):
-  recipe, shard = a_recipe(tmp_path), Shard('train', 0, 1, (0, 10, 20))
-  first = write_shard(recipe, shard)
+  settings, shard = a_recipe(tmp_path), Shard('train', 0, 1, (0, 10, 20))
+  first = write_shard(settings, shard)
   before = (tmp_path / shard.name).stat().st_mtime_ns
-  assert write_shard(recipe, shard) == first
+  assert write_shard(settings, shard) == first
   assert (tmp_path / shard.name).stat().st_mtime_ns == before
   assert first['kept'] == 3
   assert first['bytes'] == (tmp_path / shard.name).stat().st_size
 
 
 def test_records_hold_the_image_and_what_is_measured_in_it(tmp_path):
-  recipe, shard = a_recipe(tmp_path), Shard('train', 0, 1, (7,))
-  write_shard(recipe, shard)
+  settings, shard = a_recipe(tmp_path), Shard('train', 0, 1, (7,))
+  write_shard(settings, shard)
   (data,) = read(tmp_path / shard.name)
-  record = recipe.record_type().decode(data)
+  record = settings.record_type().decode(data)
   source = sources.open_source('twemoji')
   key = source.keys()[7]
   picture = source.load(7, 24).picture
   assert picture.alpha is not None
-  picture = composite(picture, background(rng_for(3, key, 'background')))
+  picture = composite(picture, background(generator(3, key, 'background')))
   assert record['key'] == key
   np.testing.assert_array_equal(record['image'], picture.pixels)
   for condition in conditions.by_name(STORED):
-    value = condition.extract(picture, rng_for(3, key, condition.name))
+    value = condition.extract(picture, generator(3, key, condition.name))
     np.testing.assert_array_equal(record[condition.name], value)
 
 
@@ -130,16 +130,16 @@ def test_opaque_images_keep_their_own_background():
 
 def test_random_crops_depend_on_the_key_alone():
   pixels = np.random.default_rng(0).integers(0, 256, (24, 90, 3)).astype(np.uint8)
-  recipe = a_recipe('unused', crop='random', conditions=())
-  images = [prepare_one(recipe, k, Picture(pixels), '')['image'] for k in 'aabcd']
+  settings = a_recipe('unused', crop='random', conditions=())
+  images = [prepare_one(settings, k, Picture(pixels), '')['image'] for k in 'aabcd']
   np.testing.assert_array_equal(images[0], images[1])
   assert len({image.tobytes() for image in images}) > 2
 
 
 def test_bad_images_are_left_out_and_listed(tmp_path, folder):
-  recipe = a_recipe(tmp_path, f'folder:{folder}')
-  keys = sources.open_source(recipe.source).keys()
-  receipt = write_shard(recipe, Shard('train', 0, 1, tuple(range(len(keys)))))
+  settings = a_recipe(tmp_path, f'folder:{folder}')
+  keys = sources.open_source(settings.source).keys()
+  receipt = write_shard(settings, Shard('train', 0, 1, tuple(range(len(keys)))))
   reasons = {item['key']: item['reason'] for item in receipt['rejected']}
   assert sorted(reasons) == [key for key in keys if key.startswith('bad')]
   assert reasons['bad_tiny.png'] == 'too_small'
@@ -219,10 +219,10 @@ def test_an_empty_shard_is_a_file_too(tmp_path):
 
 WORK = """
 import pathlib, sys
-from data_pipelines.shard import Recipe, Shard, write_shard
+from data_pipelines.shard import Settings, Shard, write_shard
 from composer_jax import conditions
 names = tuple(c.name for c in conditions.ALL if c.stored and not c.embedded)
-write_shard(Recipe('twemoji', sys.argv[1], 16, 'centre', 0, names),
+write_shard(Settings('twemoji', sys.argv[1], 16, 'centre', 0, names),
             Shard('train', 0, 1, (0, 1)))
 from jax._src import xla_bridge
 print(xla_bridge.backends_are_initialized(), 'tensorflow' in sys.modules)

@@ -25,7 +25,7 @@ def test_equals_that_of_diffusers(kind, num_steps):
   wanted = theirs.alphas_cumprod.numpy()
   np.testing.assert_allclose(ours.alphas_cumprod, wanted, rtol=5e-5)
   assert ours.betas.dtype == ours.alphas_cumprod.dtype == np.float64
-  assert ours.num_steps == num_steps
+  assert len(ours.betas) == len(ours.alphas_cumprod) == num_steps
 
 
 def test_cosine_follows_its_closed_form_until_the_cap():
