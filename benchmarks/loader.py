@@ -33,7 +33,8 @@ class Prepared(torch.utils.data.Dataset):
 
   def __init__(self, directory: pathlib.Path, own_decoder: bool):
     if own_decoder:
-      self._source = load_dataset(directory)
+      stored = [c.name for c in conditions.ALL if c.stored and not c.embedded]
+      self._source = load_dataset(directory, conditions=stored)
     else:
       builder = tfds.builder_from_directory(str(directory))
       self._source = builder.as_data_source('train')

@@ -38,6 +38,8 @@ class UNetConfig:
     blocks: residual blocks a level.
     attention: for each level, whether it has attention.
     head_width: channels of an attention head.
+    groups: groups of each normalisation, at most; narrow models need fewer, or a
+      group is a single channel.
     dropout: rate inside residual blocks, in training.
     conditions: names of the conditions it knows.
     context_width: channels of a context token.
@@ -55,6 +57,7 @@ class UNetConfig:
   blocks: int = 3
   attention: tuple[bool, ...] = (False, True, True, True)
   head_width: int = 64
+  groups: int = 32
   dropout: float = 0.1
   conditions: tuple[str, ...] = ()
   context_width: int = 2048
@@ -64,7 +67,7 @@ class UNetConfig:
   dtype: Literal['float32', 'bfloat16'] = 'bfloat16'
 
   def __post_init__(self):
-    for name in ('image_size', 'fold', 'channels', 'blocks', 'head_width'):
+    for name in ('image_size', 'fold', 'channels', 'blocks', 'head_width', 'groups'):
       if getattr(self, name) < 1:
         raise ValueError(f'model.{name} is {getattr(self, name)}; expected at least 1.')
     if self.channels % 2 or not 0 <= self.dropout < 1:
@@ -140,9 +143,12 @@ class UNet(nnx.Module):
         rngs=rngs,
         resample=resample,
         dropout=config.dropout,
+        groups=config.groups,
       )
       attention = (
-        AttentionBlock(outputs, config.head_width, context, rngs=rngs)
+        AttentionBlock(
+          outputs, config.head_width, context, rngs=rngs, groups=config.groups
+        )
         if attend
         else None
       )
@@ -201,7 +207,7 @@ class UNet(nnx.Module):
         up.append(stage(width, width, False, 'up'))
     self.up = nnx.List(up)
 
-    self.norm_out = GroupNorm(width)
+    self.norm_out = GroupNorm(width, groups=config.groups)
     outputs = pixels * (2 if config.learned_variance else 1)
     self.conv_out = Conv3x3(width, outputs, rngs=rngs, zero=True)
 

@@ -23,6 +23,7 @@ def get_config() -> config_dict.ConfigDict:
     'blocks': 1,
     'attention': (False, False, True),
     'head_width': 32,
+    'groups': 8,
     'dropout': 0.0,
     'conditions': (
       'caption',

@@ -18,20 +18,21 @@ def get_config() -> config_dict.ConfigDict:
     'image_size': 64,
     'low_res_size': 32,
     'fold': 4,  # The first level is a grid of 16 x 16.
-    'channels': 64,
-    'multipliers': (1, 2),
+    'channels': 32,
+    'multipliers': (1, 2, 4),
     'blocks': 1,
-    'attention': (False, False),
-    'head_width': 64,
+    'attention': (False, False, False),
+    'head_width': 32,
+    'groups': 8,
     'dropout': 0.0,
     'conditions': ('sketch', 'intensity', 'mask'),
     'context_width': 64,
-    'local_hidden': 32,
-    'local_width': 32,
+    'local_hidden': 16,
+    'local_width': 16,
     'learned_variance': False,
     'dtype': 'float32',
   }
-  config.data = {'path': '', 'batch_size': 32, 'flip': True, 'workers': 0}
+  config.data = {'path': '', 'batch_size': 16, 'flip': True, 'workers': 0}
   config.diffusion = {
     'schedule': 'cosine',
     'num_steps': 1000,
@@ -40,7 +41,7 @@ def get_config() -> config_dict.ConfigDict:
     'low_res_noise': 250,  # Noise on the input, as the base is not perfect.
   }
   config.optimizer = {
-    'learning_rate': 1.5e-3,
+    'learning_rate': 3e-3,
     'warmup_steps': 100,
     'cooldown': 0.5,
     'clip_norm': 1.0,
