@@ -9,7 +9,7 @@ From nothing to a small Composer and a report of what it can do: prepares the Tw
 pictures, trains an encoder, a base model and an upsampler, then composes and measures.
 Interrupted, it goes on where it was when run again with the same arguments.
 
-  --minutes N   minutes of training in all (default 12.5), shared out as 1.5 : 8 : 3
+  --minutes N   minutes of training in all (default 13), shared out as 1 : 9.5 : 2.5
                 to encoder, base model and upsampler; preparing and reporting come on top
   --out DIR     where data, models and report go (default: demo/ in the repository)
 END
@@ -22,7 +22,7 @@ die() {
 
 unset CDPATH
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
-minutes=12.5
+minutes=13
 out=$root/demo
 while (($#)); do
   case $1 in
@@ -43,7 +43,7 @@ while (($#)); do
   shift
 done
 [[ $minutes =~ ^[0-9]*[.]?[0-9]+$ && $minutes =~ [1-9] ]] ||
-  die "--minutes is '$minutes'; give a number above 0, such as 12.5."
+  die "--minutes is '$minutes'; give a number above 0, such as 13."
 [[ -n $out ]] || die '--out is empty.'
 
 mkdir -p -- "$out"
@@ -74,10 +74,10 @@ step() {
     "$(elapsed $((SECONDS - start)))" "$(elapsed "$SECONDS")"
 }
 
-# The minutes of training for a share of 1.5 : 8 : 3.
+# The minutes of training for a share of 1 : 9.5 : 2.5.
 share() {
   LC_ALL=C awk -v all="$minutes" -v part="$1" \
-    'BEGIN { printf "%.6g", all * part / 12.5 }'
+    'BEGIN { printf "%.6g", all * part / 13 }'
 }
 
 composer_jax=$root/.venv/bin/composer-jax
@@ -93,15 +93,15 @@ train() {
 step 'installing' bash launch/setup.sh
 step 'preparing pictures and their conditions' \
   "$composer_jax" prepare --source twemoji --out "$out/data" --size 64 --workers 2
-step "training the encoder, $(share 1.5) minutes" \
-  train dual_encoder "$out/model/encoder" 1.5
+step "training the encoder, $(share 1) minutes" \
+  train dual_encoder "$out/model/encoder" 1
 step 'embedding pictures and captions' \
   "$composer_jax" prepare --onto "$out/data" --conditions semantics,caption \
   --encoder "$out/model/encoder" --overwrite
-step "training the base model, $(share 8) minutes" train base "$out/model/base" 8
-step "training the upsampler, $(share 3) minutes" \
-  train upsampler "$out/model/upsampler" 3
+step "training the base model, $(share 9.5) minutes" train base "$out/model/base" 9.5
+step "training the upsampler, $(share 2.5) minutes" \
+  train upsampler "$out/model/upsampler" 2.5
 step 'composing and measuring' \
-  "$composer_jax" report --model "$out/model" --data "$out/data" --out "$out/report"
+  "$composer_jax" report --model "$out/model" --data "$out/data" --out "$out/report" --n 64
 
 printf '\nThe report: %s\n' "$out/report/index.html"
