@@ -44,7 +44,9 @@ class Recipe:
   def to_json(self) -> str:
     """The recipe as text; the conditions are a base64 of NumPy's npz."""
     buffer = io.BytesIO()
-    arrays: dict[str, Any] = dict(self.conditions)
+    # In one order, so that the same recipe is the same text.
+    names = [c.name for c in by_name(self.conditions)]
+    arrays: dict[str, Any] = {name: self.conditions[name] for name in names}
     np.savez_compressed(buffer, **arrays)
     plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
     plain['conditions'] = base64.b64encode(buffer.getvalue()).decode()

@@ -194,15 +194,17 @@ def _plan_shards(splits: dict[str, list[int]], shards: int | None) -> list[Shard
   shards = math.ceil(total / IMAGES_PER_SHARD) if shards is None else shards
   if shards < 1:
     raise ValueError(f'shards: {shards}, expected at least 1.')
-  tasks, left = [], max(shards, len(splits))
-  # The smallest split first, as it must not be rounded away.
-  for split, indices in sorted(splits.items(), key=lambda item: len(item[1])):
-    # In proportion, at least one, and none without an image.
-    share = (
-      left if split == next(iter(splits)) else round(shards * len(indices) / total)
-    )
-    count = min(max(share, 1), len(indices))
-    left -= count
+  counts, left = {}, max(shards, len(splits))
+  # The smallest split first, as it must not be rounded away; the largest has the rest.
+  by_size = sorted(splits, key=lambda split: len(splits[split]))
+  for split in by_size:
+    size = len(splits[split])
+    share = left if split == by_size[-1] else round(shards * size / total)
+    counts[split] = min(max(share, 1), size)
+    left -= counts[split]
+  tasks = []
+  for split, indices in splits.items():
+    count = counts[split]
     edges = [i * len(indices) // count for i in range(count + 1)]
     tasks += [
       Shard(split, i, count, tuple(indices[edges[i] : edges[i + 1]]))

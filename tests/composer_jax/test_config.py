@@ -89,7 +89,7 @@ def test_an_own_config_file_is_preferred(tmp_path, monkeypatch):
     ('--config.model.chanels=3', 'chanels'),
     ('--config.train.steps=many', 'many'),
     ('--config.diffusion.prediction=w', r"config.diffusion.prediction is 'w'.*'eps'"),
-    ('--config.model.multipliers=(1,)', r'model.attention has 2 .* multipliers 1'),
+    ('--config.model.multipliers=(1,)', r'model.attention has 3 .*model.multipliers 1'),
     ('--nonsense=1', 'nonsense'),
     ('nonsense', "'nonsense' is not a flag"),
     ('--config.model.fold=0', 'model.fold is 0; expected at least 1'),

@@ -20,6 +20,7 @@ from data_pipelines.shard import (
   Settings,
   Shard,
   background,
+  digest_of,
   number_for,
   prepare_one,
   receipt_of,
@@ -31,9 +32,10 @@ ENVIRONMENT = os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)}
 STORED = tuple(c.name for c in conditions.ALL if c.stored and not c.embedded)
 
 
-def a_recipe(directory, source='twemoji', **changes):
+def settings_for(directory, source='twemoji', **changes):
   arguments = {'size': 24, 'crop': 'centre', 'seed': 3, 'conditions': STORED}
-  return Settings(source, str(directory), **(arguments | changes))
+  keys = digest_of(sources.open_source(source).keys())
+  return Settings(source, keys, str(directory), **(arguments | changes))
 
 
 def read(path):
@@ -95,7 +97,7 @@ def test_backgrounds_vary_and_keep_clear_of_black():
 
 
 def test_a_shard_is_written_once(tmp_path):
-  settings, shard = a_recipe(tmp_path), Shard('train', 0, 1, (0, 10, 20))
+  settings, shard = settings_for(tmp_path), Shard('train', 0, 1, (0, 10, 20))
   first = write_shard(settings, shard)
   before = (tmp_path / shard.name).stat().st_mtime_ns
   assert write_shard(settings, shard) == first
@@ -105,7 +107,7 @@ def test_a_shard_is_written_once(tmp_path):
 
 
 def test_records_hold_the_image_and_what_is_measured_in_it(tmp_path):
-  settings, shard = a_recipe(tmp_path), Shard('train', 0, 1, (7,))
+  settings, shard = settings_for(tmp_path), Shard('train', 0, 1, (7,))
   write_shard(settings, shard)
   (data,) = read(tmp_path / shard.name)
   record = settings.record_type().decode(data)
@@ -123,21 +125,21 @@ def test_records_hold_the_image_and_what_is_measured_in_it(tmp_path):
 
 def test_opaque_images_keep_their_own_background():
   pixels = np.random.default_rng(0).integers(0, 256, (24, 24, 3)).astype(np.uint8)
-  record = prepare_one(a_recipe('unused'), 'k', Picture(pixels), 'said')
+  record = prepare_one(settings_for('unused'), 'k', Picture(pixels), 'said')
   np.testing.assert_array_equal(record['image'], pixels)
   assert record['text'] == 'said'
 
 
 def test_random_crops_depend_on_the_key_alone():
   pixels = np.random.default_rng(0).integers(0, 256, (24, 90, 3)).astype(np.uint8)
-  settings = a_recipe('unused', crop='random', conditions=())
+  settings = settings_for('unused', crop='random', conditions=())
   images = [prepare_one(settings, k, Picture(pixels), '')['image'] for k in 'aabcd']
   np.testing.assert_array_equal(images[0], images[1])
   assert len({image.tobytes() for image in images}) > 2
 
 
 def test_bad_images_are_left_out_and_listed(tmp_path, folder):
-  settings = a_recipe(tmp_path, f'folder:{folder}')
+  settings = settings_for(tmp_path, f'folder:{folder}')
   keys = sources.open_source(settings.source).keys()
   receipt = write_shard(settings, Shard('train', 0, 1, tuple(range(len(keys)))))
   reasons = {item['key']: item['reason'] for item in receipt['rejected']}
@@ -160,7 +162,7 @@ def test_bad_images_are_left_out_and_listed(tmp_path, folder):
 )
 def test_whatever_one_image_raises_is_listed(tmp_path, troubled, error, reason):
   troubled(error)
-  receipt = write_shard(a_recipe(tmp_path, 'test'), Shard('train', 0, 1, (0, 1, 2)))
+  receipt = write_shard(settings_for(tmp_path, 'test'), Shard('train', 0, 1, (0, 1, 2)))
   assert receipt['kept'] == 2
   (item,) = receipt['rejected']
   assert (item['key'], item['reason'], item['message']) == ('b', reason, str(error))
@@ -177,7 +179,7 @@ def test_a_condition_that_fails_costs_one_image(tmp_path, monkeypatch):
     return genuine(self, picture, rng)
 
   monkeypatch.setattr(type(condition), 'extract', fails_once)
-  receipt = write_shard(a_recipe(tmp_path), Shard('train', 0, 1, (0, 1, 2)))
+  receipt = write_shard(settings_for(tmp_path), Shard('train', 0, 1, (0, 1, 2)))
   assert receipt['kept'] == 2
   assert receipt['rejected'][0]['reason'] == 'error:FloatingPointError'
 
@@ -189,7 +191,7 @@ def test_what_is_not_the_images_fault_stops_the_run(tmp_path, troubled, error):
   troubled(error)
   shard = Shard('train', 0, 1, (0, 1, 2))
   with pytest.raises(type(error)):
-    write_shard(a_recipe(tmp_path, 'test'), shard)
+    write_shard(settings_for(tmp_path, 'test'), shard)
   assert receipt_of(tmp_path, shard.name) is None
   assert [path for path in tmp_path.rglob('*') if path.is_file()] == []
 
@@ -219,10 +221,12 @@ def test_an_empty_shard_is_a_file_too(tmp_path):
 
 WORK = """
 import pathlib, sys
-from data_pipelines.shard import Settings, Shard, write_shard
+from data_pipelines import sources
+from data_pipelines.shard import Settings, Shard, digest_of, write_shard
 from composer_jax import conditions
 names = tuple(c.name for c in conditions.ALL if c.stored and not c.embedded)
-write_shard(Settings('twemoji', sys.argv[1], 16, 'centre', 0, names),
+keys = digest_of(sources.open_source('twemoji').keys())
+write_shard(Settings('twemoji', keys, sys.argv[1], 16, 'centre', 0, names),
             Shard('train', 0, 1, (0, 1)))
 from jax._src import xla_bridge
 print(xla_bridge.backends_are_initialized(), 'tensorflow' in sys.modules)

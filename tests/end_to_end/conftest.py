@@ -15,6 +15,7 @@ from PIL import Image
 TINY = [
   '--config.model.channels=16',
   '--config.model.multipliers=(1,2)',
+  '--config.model.attention=(False,True)',
   '--config.model.head_width=8',
   '--config.model.context_width=16',
   '--config.model.local_hidden=8',

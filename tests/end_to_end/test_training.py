@@ -19,6 +19,7 @@ def words(data, workdir, *more):
     f'--workdir={workdir}',
     f'--config.data.path={data}',
     "--config.model.conditions=('palette','sketch','intensity','mask')",
+    '--config.optimizer.cooldown=0.0',  # It depends on the number of steps.
     *TINY,
     *more,
   ]
@@ -74,9 +75,8 @@ def test_a_run_stopped_at_a_random_step_goes_on_bit_for_bit(
   assert losses(tmp_path) == losses(unbroken)
 
 
-@pytest.mark.parametrize('fsdp', [1, 4])
-def test_eight_devices_have_the_losses_of_one(data, unbroken, tmp_path, fsdp):
-  more = ('--config.train.steps=8', f'--config.mesh.fsdp={fsdp}')
+def test_eight_devices_have_the_losses_of_one(data, unbroken, tmp_path):
+  more = ('--config.train.steps=8', '--config.mesh.data=2', '--config.mesh.fsdp=4')
   run(*words(data, tmp_path, *more), devices=8)
   wanted = losses(unbroken)
   for step, loss in losses(tmp_path).items():

@@ -347,10 +347,12 @@ def test_the_summary_has_a_line_for_each_condition(written):
     begin = lines.index(title) + 2
     for line, one in zip(lines[begin:], written.report[key], strict=False):
       headline = one['metrics'][0]
-      name, metric, asked, low, _, high, *rest = line.replace(' (v)', '').split()
+      name, metric, *figures = line.replace(' (v)', '').replace(' to ', ' ').split()
       assert (name, metric) == (one['condition'], headline['name'])
-      figures = headline['asked']
-      for shown, end in ((asked, 'mean'), (low, 'low'), (high, 'high')):
-        assert float(shown) == pytest.approx(figures[end], abs=0.0501)
-      assert rest[2:] == (['apart'] if headline['apart'] else ['not', 'apart'])
+      ends = ('mean', 'low', 'high')
+      exact = [headline[kind][end] for kind in ('asked', 'shuffled') for end in ends]
+      exact.append(headline['ceiling']['mean'])
+      shown, verdict = [float(figure) for figure in figures[:7]], figures[7:]
+      assert shown == pytest.approx(exact, abs=0.0501)
+      assert verdict == (['apart'] if headline['apart'] else ['not', 'apart'])
   assert lines[-1] == '8 held-out images. (v): lower is better.'
