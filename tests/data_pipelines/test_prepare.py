@@ -244,3 +244,15 @@ def test_differences_name_the_path():
     'd: 3 there, None asked for',
     'e: None there, 5 asked for',
   ]
+
+
+def test_the_number_of_files_is_the_one_asked_for(prepared):
+  info = json.loads((prepared / 'dataset.json').read_text())
+  assert sum(info['shards'].values()) == 5
+  assert len(list(prepared.glob('composer-*.array_record-*'))) == 5
+
+
+def test_a_folder_inside_its_own_source_is_refused(folder):
+  with pytest.raises(ValueError, match='is inside .* use a folder outside it'):
+    prepare(f'folder:{folder}', folder / 'prepared', size=16, progress=False)
+  assert not (folder / 'prepared').exists()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -104,6 +105,13 @@ def test_a_shard_is_written_once(tmp_path):
   assert (tmp_path / shard.name).stat().st_mtime_ns == before
   assert first['kept'] == 3
   assert first['bytes'] == (tmp_path / shard.name).stat().st_size
+
+
+def test_a_source_that_has_changed_since_the_plan_is_refused(tmp_path):
+  settings = dataclasses.replace(settings_for(tmp_path), keys=digest_of(['another']))
+  with pytest.raises(RuntimeError, match='twemoji has changed since this run began'):
+    write_shard(settings, Shard('train', 0, 1, (0, 1)))
+  assert not list(tmp_path.glob('composer-*'))
 
 
 def test_records_hold_the_image_and_what_is_measured_in_it(tmp_path):
