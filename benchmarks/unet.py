@@ -48,7 +48,7 @@ class Ours:
     self._length = jnp.asarray(1000.0)
     self._step = make_step(stage, config, mesh)
     weights = jax.tree.map(jnp.copy, self.state.ema)
-    self._denoising = Denoising(config, shapes, graph, weights, 0)
+    self._denoising = Denoising(config, shapes, graph, weights)
 
   def train(self) -> int:
     self.state, metrics = self._step(self.state, self._batch, self._length)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import pathlib
 from collections.abc import Callable, Mapping
@@ -41,7 +42,6 @@ class TrainedEncoder:
     width: of the embeddings.
     num_tokens: in a caption.
     step: the training step its weights are from.
-    fingerprint: tells its weights from others.
   """
 
   def __init__(
@@ -52,7 +52,6 @@ class TrainedEncoder:
     step: int,
   ):
     self._weights, self._tokenizer, self.step = weights, tokenizer, step
-    self.fingerprint = _digest_of_weights(weights)
     model = nnx.merge(graph, weights)
     self.width = model.config.embed_width
     self.num_tokens = tokenizer.context_length
@@ -72,6 +71,11 @@ class TrainedEncoder:
       return words, unit_length(sentence)
 
     self._embed_images, self._embed_captions = embed_images, embed_captions
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """Tells its weights from others."""
+    return _digest_of_weights(self._weights)
 
   def embed_images(self, images: np.ndarray) -> np.ndarray:
     return _in_batches(functools.partial(self._embed_images, self._weights), images)
@@ -128,6 +132,11 @@ def _read_config(directory: pathlib.Path) -> config_lib.Config:
   return config_lib.load(path)
 
 
+def _read_inputs(directory: pathlib.Path) -> dict[str, Any]:
+  advice = f'Train again in {directory}; it goes on from its newest checkpoint.'
+  return read_json(directory / INPUTS, ('condition_shapes',), advice)
+
+
 def _load_weights(
   directory: pathlib.Path, stage: Stage, config: config_lib.Config
 ) -> tuple[nnx.GraphDef, nnx.State, int]:
@@ -147,22 +156,42 @@ def load_diffusion(directory: pathlib.Path) -> Denoising:
     FileNotFoundError: the folder holds no trained model.
   """
   config = _read_config(directory)
-  advice = f'Train again in {directory}; it goes on from its newest checkpoint.'
-  inputs = read_json(directory / INPUTS, ('condition_shapes',), advice)
+  inputs = _read_inputs(directory)
   shapes = {name: tuple(shape) for name, shape in inputs['condition_shapes'].items()}
-  graph, weights, step = _load_weights(directory, Diffusion(config, shapes), config)
-  return Denoising(config, shapes, graph, weights, step)
+  graph, weights, _ = _load_weights(directory, Diffusion(config, shapes), config)
+  return Denoising(config, shapes, graph, weights)
 
 
 def _check_encoder(directory: pathlib.Path, encoder: TrainedEncoder) -> None:
   """Refuses an encoder other than the one whose embeddings the base was trained on."""
-  inputs = json.loads((directory / 'base' / INPUTS).read_text('utf-8'))
+  inputs = _read_inputs(directory / 'base')
   for name, made_by in inputs.get('encoders', {}).items():
     if made_by.get('weights') != encoder.fingerprint:
       raise ValueError(
         f'{directory / "base"} was trained with {name} of another encoder than the one'
         f' in {directory / "encoder"}. Add its embeddings to the data with'
         ' `composer-jax prepare --onto --overwrite`, and train on.'
+      )
+
+
+def _check_fit(base: Denoising, previous: Denoising, stage: Denoising) -> None:
+  """Refuses an upsampler that was not trained for the stages before it."""
+  size, given = stage.config.unet.low_res_size, previous.config.unet.image_size
+  if size != given:
+    raise ValueError(
+      f'An upsampler starts from {size} pixels, the stage before it gives {given}; set'
+      ' model.low_res_size to that.'
+    )
+  if extra := set(stage.config.unet.conditions) - set(base.config.unet.conditions):
+    raise ValueError(
+      f'An upsampler knows {", ".join(sorted(extra))}, which the base model does not;'
+      ' train both with the same conditions.'
+    )
+  for name, shape in stage.condition_shapes.items():
+    if shape != base.condition_shapes[name]:
+      raise ValueError(
+        f'An upsampler takes {name} as {shape}, the base model as'
+        f' {base.condition_shapes[name]}; train both on the same data.'
       )
 
 
@@ -179,26 +208,9 @@ class Composer:
 
   def __init__(self, stages: list[Denoising], encoder: TrainedEncoder | None):
     self._stages, self.encoder = stages, encoder
-    base = previous = stages[0]
-    for stage in stages[1:]:
-      check = stage.config.unet.low_res_size, previous.config.unet.image_size
-      if check[0] != check[1]:
-        raise ValueError(
-          f'An upsampler starts from {check[0]} pixels, the stage before it gives'
-          f' {check[1]}; set model.low_res_size to that.'
-        )
-      previous = stage
-      if extra := set(stage.config.unet.conditions) - set(base.config.unet.conditions):
-        raise ValueError(
-          f'An upsampler knows {", ".join(sorted(extra))}, which the base model does'
-          ' not; train both with the same conditions.'
-        )
-      for name, shape in stage.condition_shapes.items():
-        if shape != base.condition_shapes[name]:
-          raise ValueError(
-            f'An upsampler takes {name} as {shape}, the base model as'
-            f' {base.condition_shapes[name]}; train both on the same data.'
-          )
+    base = stages[0]
+    for previous, stage in itertools.pairwise(stages):
+      _check_fit(base, previous, stage)
     self.names = base.config.unet.conditions
     self.condition_shapes = base.condition_shapes
     self.image_size = stages[-1].config.unet.image_size

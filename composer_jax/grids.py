@@ -46,7 +46,7 @@ class GridSampler:
     }
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
     graph, shapes = abstract_state(stage, config, mesh)
-    self._denoising = Denoising(config, stage.condition_shapes, graph, shapes.ema, 0)
+    self._denoising = Denoising(config, stage.condition_shapes, graph, shapes.ema)
 
   def __call__(self, state: TrainState, step: int) -> np.ndarray:
     """Draws the grid: uint8 (rows * S, columns * S, 3)."""

@@ -27,7 +27,6 @@ class Denoising:
     config: that it was trained with.
     condition_shapes: stored shape of each condition it knows.
     weights: of its model; others of the same shapes may be put in their place.
-    step: the training step its weights are from.
   """
 
   def __init__(
@@ -36,9 +35,8 @@ class Denoising:
     condition_shapes: Mapping[str, tuple[int, ...]],
     graph: nnx.GraphDef,
     weights: nnx.State,
-    step: int,
   ):
-    self.config, self.condition_shapes, self.step = config, condition_shapes, step
+    self.config, self.condition_shapes = config, condition_shapes
     self.weights = weights
     self._sample = jax.jit(
       functools.partial(sample_stage, config, graph), static_argnames='steps'

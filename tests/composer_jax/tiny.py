@@ -63,7 +63,7 @@ def denoising(seed=0, names=NAMES, model=(), diffusion=(), maps=SIZE, **sample):
     lambda leaf: jax.numpy.asarray(0.3 * rng.normal(size=leaf.shape), leaf.dtype),
     jax.eval_shape(build),
   )
-  return Denoising(config, shapes, graphs[0], weights, 7)
+  return Denoising(config, shapes, graphs[0], weights)
 
 
 def composer_of(seed=0, **sample):
