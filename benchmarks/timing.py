@@ -25,18 +25,19 @@ def alternate(
   Args:
     ours: does some work; returns how many images.
     theirs: the same.
-    rounds: of one run each, after one that is not counted.
+    rounds: of one run each, after two that are not counted: one compiles, and the
+      next may once more, for what the first has put on the devices.
 
   Returns:
     Images a second of each run, on both sides.
   """
   speeds: tuple[list[float], list[float]] = ([], [])
-  for number in range(rounds + 1):
+  for number in range(-2, rounds):
     for side, work in enumerate((ours, theirs)):
       begin = time.perf_counter()
       count = work()
       speed = count / (time.perf_counter() - begin)
-      if number:
+      if number >= 0:
         speeds[side].append(speed)
   return speeds
 

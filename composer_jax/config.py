@@ -62,6 +62,10 @@ class DiffusionConfig:
     weighting: `none`, or `min_snr` (Hang et al. 2023).
     low_res_noise: largest level of the noise on an upsampler's input, as a diffusion
       step of its own schedule of 1000; 0 for none.
+    low_res_spread: standard deviation of images around the enlarged input of an
+      upsampler. Above 0 it predicts only what that leaves open of v; 0 for all of it.
+    crop: side of the random squares that training cuts out of each image, in pixels
+      of the model; 0 for whole images. For upsamplers (Ramesh et al. 2022, 2.3).
   """
 
   schedule: Literal['cosine', 'linear'] = 'cosine'
@@ -69,16 +73,32 @@ class DiffusionConfig:
   prediction: Literal['eps', 'v', 'x0'] = 'eps'
   weighting: Literal['none', 'min_snr'] = 'none'
   low_res_noise: int = 0
+  low_res_spread: float = 0.0
+  crop: int = 0
 
   def __post_init__(self):
-    _check('diffusion', self, num_steps=(2, math.inf), low_res_noise=(0, LEVELS - 1))
+    _check(
+      'diffusion',
+      self,
+      num_steps=(2, math.inf),
+      low_res_noise=(0, LEVELS - 1),
+      low_res_spread=(0, sys.float_info.max),
+      crop=(0, math.inf),
+    )
+    if self.low_res_spread and self.prediction != 'v':
+      raise ValueError(
+        f'diffusion.low_res_spread is {self.low_res_spread} and diffusion.prediction'
+        f' {self.prediction!r}; expected "v", or a spread of 0.'
+      )
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-  """AdamW with warm-up, clipping and an average of the weights.
+  """Warm-up, clipping, the update, and an average of the weights.
 
   Attributes:
+    name: `adamw`, or `muon`: the kernels of convolutions by Muon (Jordan et al. 2024),
+      all else by AdamW. It learns more from each step and takes longer for it.
     learning_rate: the highest.
     warmup_steps: steps of linear warm-up.
     cooldown: share of the training at whose end the rate falls linearly to zero; 0
@@ -86,18 +106,21 @@ class OptimizerConfig:
     beta1: first-moment decay.
     beta2: second-moment decay.
     weight_decay: decoupled weight decay.
+    muon_rms: root mean square of Muon's updates, as a share of the learning rate.
     clip_norm: largest global norm of the gradient.
     ema: decay of the average of the weights.
     accumulate: micro-batches whose gradients are averaged in a step; divides the
       batch.
   """
 
+  name: Literal['adamw', 'muon'] = 'adamw'
   learning_rate: float = 1.2e-4
   warmup_steps: int = 1000
   cooldown: float = 0.0
   beta1: float = 0.9
   beta2: float = 0.999
   weight_decay: float = 0.0
+  muon_rms: float = 0.2
   clip_norm: float = 1.0
   ema: float = 0.9999
   accumulate: int = 1
@@ -112,6 +135,7 @@ class OptimizerConfig:
       beta1=(0, 1),
       beta2=(0, 1),
       weight_decay=(0, sys.float_info.max),
+      muon_rms=(0, sys.float_info.max),
       clip_norm=(0, math.inf),
       ema=(0, 1),
       accumulate=(1, math.inf),
@@ -205,6 +229,22 @@ class Config:
   train: TrainConfig = TrainConfig()
   mesh: MeshConfig = MeshConfig()
   sample: SampleConfig = SampleConfig()
+
+  def __post_init__(self):
+    if not isinstance(self.model, UNetConfig):
+      return
+    crop, model = self.diffusion.crop, self.model
+    if crop > model.image_size or crop % model.smallest:
+      raise ValueError(
+        f'diffusion.crop is {crop}; expected a multiple of {model.smallest} (as for'
+        f' model.image_size) up to model.image_size, {model.image_size}.'
+      )
+    if self.diffusion.low_res_spread and not model.low_res_size:
+      raise ValueError(
+        f'diffusion.low_res_spread is {self.diffusion.low_res_spread} and'
+        ' model.low_res_size 0; expected a spread of 0, as a base model has no'
+        ' low-resolution input.'
+      )
 
   @property
   def unet(self) -> UNetConfig:

@@ -9,7 +9,7 @@ From nothing to a small Composer and a report of what it can do: prepares the Tw
 pictures, trains an encoder, a base model and an upsampler, then composes and measures.
 Interrupted, it goes on where it was when run again with the same arguments.
 
-  --minutes N   minutes of training in all (default 13), shared out as 1 : 9.5 : 2.5
+  --minutes N   minutes of training in all (default 12.5), shared out as 1 : 9 : 2.5
                 to encoder, base model and upsampler; preparing and reporting come on top
   --out DIR     where data, models and report go (default: demo/ in the repository)
 END
@@ -22,7 +22,7 @@ die() {
 
 unset CDPATH
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
-minutes=13
+minutes=12.5
 out=$root/demo
 while (($#)); do
   case $1 in
@@ -43,7 +43,7 @@ while (($#)); do
   shift
 done
 [[ $minutes =~ ^[0-9]*[.]?[0-9]+$ && $minutes =~ [1-9] ]] ||
-  die "--minutes is '$minutes'; give a number above 0, such as 13."
+  die "--minutes is '$minutes'; give a number above 0, such as 12.5."
 [[ -n $out ]] || die '--out is empty.'
 
 mkdir -p -- "$out"
@@ -74,10 +74,10 @@ step() {
     "$(elapsed $((SECONDS - start)))" "$(elapsed "$SECONDS")"
 }
 
-# The minutes of training for a share of 1 : 9.5 : 2.5.
+# The minutes of training for a share of 1 : 9 : 2.5.
 share() {
   LC_ALL=C awk -v all="$minutes" -v part="$1" \
-    'BEGIN { printf "%.6g", all * part / 13 }'
+    'BEGIN { printf "%.6g", all * part / 12.5 }'
 }
 
 composer_jax=$root/.venv/bin/composer-jax
@@ -98,7 +98,7 @@ step "training the encoder, $(share 1) minutes" \
 step 'embedding pictures and captions' \
   "$composer_jax" prepare --onto "$out/data" --conditions semantics,caption \
   --encoder "$out/model/encoder" --overwrite
-step "training the base model, $(share 9.5) minutes" train base "$out/model/base" 9.5
+step "training the base model, $(share 9) minutes" train base "$out/model/base" 9
 step "training the upsampler, $(share 2.5) minutes" \
   train upsampler "$out/model/upsampler" 2.5
 step 'composing and measuring' \

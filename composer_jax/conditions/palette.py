@@ -113,7 +113,11 @@ class Palette(Condition):
   name = 'palette'
   local = False
   extra_tokens = 4
-  higher_is_better = {'cosine': True, 'earth_movers_lab': False}
+  higher_is_better = {
+    'cosine': True,
+    'bhattacharyya': True,
+    'earth_movers_lab': False,
+  }
 
   def spec(self, size: int) -> Spec:
     return Spec(
@@ -162,5 +166,6 @@ class Palette(Condition):
     cost = np.ascontiguousarray(distances()[np.ix_(i, j)])
     return {
       'cosine': cosine,
+      'bhattacharyya': float(np.sqrt(p * q).sum()),
       'earth_movers_lab': float(ot.emd2(p[i] / p[i].sum(), q[j] / q[j].sum(), cost)),
     }

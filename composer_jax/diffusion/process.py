@@ -67,3 +67,29 @@ def to_eps_and_x0(
   raise ValueError(
     f'diffusion.prediction is {prediction!r}; expected "eps", "v" or "x0".'
   )
+
+
+def velocity_around(
+  guess: jax.Array,
+  spread: float,
+  output: jax.Array,
+  x_t: jax.Array,
+  c: Coefficients,
+) -> jax.Array:
+  """The v of a network that predicts only what a guess of x_0 leaves open.
+
+  Were x_0 normal around the guess, v given x_t would be normal too: this is its mean
+  plus `output` times its standard deviation. So the network starts from the guess and
+  has unit variance to predict at every step, which is the preconditioning of Karras
+  et al. 2022 (arXiv 2206.00364, section 5) around the guess instead of around 0.
+
+  Args:
+    guess: of x_0, such as an enlarged low-resolution image.
+    spread: standard deviation of x_0 around it, above 0.
+    output: of the network.
+    x_t: the noised image.
+    c: coefficients of the step.
+  """
+  variance = c.noise**2 + spread**2 * c.signal**2
+  mean = c.noise * ((1 - spread**2) * c.signal * x_t - guess) / variance
+  return mean + spread / jnp.sqrt(variance) * output

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 
@@ -50,3 +52,32 @@ def add_noise(x: jax.Array, level: jax.Array, noise: jax.Array) -> jax.Array:
   c = coefficients(table, level, x.ndim)
   noised = x + noise * c.noise / c.signal
   return jnp.where(level.reshape(c.signal.shape) > 0, noised, x)
+
+
+def random_crops(
+  key: jax.Array, side: int, size: int, arrays: Mapping[str, jax.Array]
+) -> dict[str, jax.Array]:
+  """Cuts a square out of each image of a batch, the same one from all its maps.
+
+  Args:
+    key: random key.
+    side: of the whole image, in its own pixels.
+    size: of the square, in the same pixels; at most `side`.
+    arrays: (B, n side, n side, C) by name, with any whole n of its own.
+
+  Returns:
+    (B, n size, n size, C) by name.
+  """
+  batch = len(next(iter(arrays.values())))
+  corners = jax.random.randint(key, (batch, 2), 0, side - size + 1)
+
+  def cut(x: jax.Array) -> jax.Array:
+    n = x.shape[1] // side
+
+    def one(image: jax.Array, corner: jax.Array) -> jax.Array:
+      start = (n * corner[0], n * corner[1], 0)
+      return jax.lax.dynamic_slice(image, start, (n * size, n * size, x.shape[-1]))
+
+    return jax.vmap(one)(x, corners)
+
+  return {name: cut(x) for name, x in arrays.items()}

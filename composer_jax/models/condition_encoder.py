@@ -123,7 +123,8 @@ class ConditionEncoder(nnx.Module):
     rngs: nnx.Rngs,
   ):
     self.names = tuple(c.name for c in by_name(names))
-    self.grid = grid
+    # Maps finer than the grid are folded to it, by as much on a crop as on the whole.
+    self.folds: dict[str, int] = {}
     # Shapes of the features follow from those of the stored values.
     branches: dict[str, nnx.Module] = {}
     self.num_tokens = 0
@@ -138,6 +139,7 @@ class ConditionEncoder(nnx.Module):
             f' multiple of the {grid} of the U-Net. Prepare the data at another'
             ' --size, or change model.image_size or model.fold.'
           )
+        self.folds[condition.name] = side // grid
         channels = features.shape[-1] * (side // grid) ** 2
         branches[condition.name] = LocalStack(
           channels, local_hidden, local_width, rngs=rngs
@@ -176,7 +178,7 @@ class ConditionEncoder(nnx.Module):
       branch: Any = self.branches[condition.name]
       features: Any = condition.features(stored[condition.name])
       if condition.local:
-        folded = fold(features, features.shape[1] // self.grid)
+        folded = fold(features, self.folds[condition.name])
         maps.append(_keep(branch(folded), keep))
       else:
         embedding, context = branch(features.vector, features.tokens)

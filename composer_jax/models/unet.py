@@ -80,12 +80,16 @@ class UNetConfig:
         f'model.attention has {len(self.attention)} entries and'
         f' model.multipliers {len(self.multipliers)}; expected one for each level.'
       )
-    smallest = self.fold * 2 ** (len(self.multipliers) - 1)
-    if self.image_size % smallest:
+    if self.image_size % self.smallest:
       raise ValueError(
-        f'model.image_size is {self.image_size}; expected a multiple of {smallest}'
+        f'model.image_size is {self.image_size}; expected a multiple of {self.smallest}'
         ' (model.fold times 2 for each level after the first).'
       )
+
+  @property
+  def smallest(self) -> int:
+    """Side of the smallest image it takes; all others are multiples of it."""
+    return self.fold * 2 ** (len(self.multipliers) - 1)
 
   @property
   def grid(self) -> int:

@@ -11,7 +11,11 @@ import numpy as np
 from flax import nnx
 
 from composer_jax.config import Config
-from composer_jax.diffusion.process import coefficients, to_eps_and_x0
+from composer_jax.diffusion.process import (
+  coefficients,
+  to_eps_and_x0,
+  velocity_around,
+)
 from composer_jax.diffusion.resolution import add_noise, enlarge
 from composer_jax.diffusion.schedule import make_schedule
 from composer_jax.models.unet import UNet
@@ -113,16 +117,19 @@ def sample_stage(
   def model(x_t, t, stored, kept):
     # Guidance doubles the batch; the low-resolution image is the same in both.
     repeat = len(x_t) // len(keys)
+    guess = None if low_res is None else jnp.concatenate([low_res] * repeat)
     output = unet(
       x_t,
       t,
       stored,
       kept,
-      low_res=None if low_res is None else jnp.concatenate([low_res] * repeat),
+      low_res=guess,
       level=None if level is None else jnp.concatenate([level] * repeat),
     )
     output = output[..., :3]
     c = coefficients(alphas_cumprod, t, x_t.ndim)
+    if guess is not None and diffusion.low_res_spread:
+      output = velocity_around(guess, diffusion.low_res_spread, output, x_t, c)
     return to_eps_and_x0(diffusion.prediction, output, x_t, c)
 
   if guidance is None:

@@ -1,10 +1,11 @@
-"""AdamW with warm-up, optional cool-down, and clipping."""
+"""AdamW or Muon, with warm-up, optional cool-down, and clipping."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 import optax
+from optax import contrib
 
 from composer_jax.config import OptimizerConfig
 
@@ -21,14 +22,32 @@ def learning_rate(
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-  """Clipping, then AdamW with unit rate; the step applies `learning_rate`.
+  """Clipping, AdamW or Muon, and decay at unit rate; the step applies `learning_rate`.
 
   Vectors (biases, scales) are not decayed, as is usual.
   """
+  if config.name == 'muon':
+    update = contrib.muon(
+      -1.0,  # Updates are subtracted here, and added in optax.
+      adam_b1=config.beta1,
+      adam_b2=config.beta2,
+      muon_weight_dimension_numbers=_kernels,
+      consistent_rms=config.muon_rms,
+    )
+  else:
+    update = optax.scale_by_adam(config.beta1, config.beta2)
   return optax.chain(
     optax.clip_by_global_norm(config.clip_norm),
-    optax.scale_by_adam(config.beta1, config.beta2),
-    optax.add_decayed_weights(
-      config.weight_decay, mask=lambda p: jax.tree.map(lambda x: x.ndim > 1, p)
-    ),
+    update,
+    optax.add_decayed_weights(config.weight_decay, _matrices),
   )
+
+
+def _matrices(params: optax.Params) -> optax.Params:
+  return jax.tree.map(lambda p: p.ndim > 1, params)
+
+
+def _kernels(params: optax.Params) -> optax.Params:
+  """Convolutions (3, 3, in, out) as matrices (9 in, out), nothing else."""
+  kernel = contrib.MuonDimensionNumbers((0, 1, 2), 3)
+  return jax.tree.map(lambda p: kernel if p.ndim == 4 else None, params)

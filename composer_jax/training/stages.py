@@ -13,8 +13,19 @@ from composer_jax.conditions import by_name
 from composer_jax.conditions.dropout import draw_kept
 from composer_jax.config import Config
 from composer_jax.diffusion import losses
-from composer_jax.diffusion.process import coefficients, q_sample, target, to_eps_and_x0
-from composer_jax.diffusion.resolution import add_noise, enlarge, to_float
+from composer_jax.diffusion.process import (
+  coefficients,
+  q_sample,
+  target,
+  to_eps_and_x0,
+  velocity_around,
+)
+from composer_jax.diffusion.resolution import (
+  add_noise,
+  enlarge,
+  random_crops,
+  to_float,
+)
 from composer_jax.diffusion.schedule import make_schedule
 from composer_jax.models.clip import Clip, contrastive_loss, normalise
 from composer_jax.models.unet import UNet
@@ -49,6 +60,25 @@ class Diffusion:
     config, shape = self.config.unet, self.config.diffusion
     keys = iter(jax.random.split(key, 6))
     x_0 = to_float(batch['image'], config.image_size)
+    conditions = by_name(config.conditions)
+    stored = {c.name: batch[c.name] for c in conditions if c.name in batch}
+    present = {c.name: c.present(batch[c.name]) for c in conditions if c.name in batch}
+    level_key, low_key, crop_key = jax.random.split(next(keys), 3)
+    low_res = level = None
+    if config.low_res_size:
+      small = to_float(batch['image'], config.low_res_size)
+      level = jax.random.randint(level_key, (len(small),), 0, shape.low_res_noise + 1)
+      small = add_noise(small, level, jax.random.normal(low_key, small.shape))
+      low_res = enlarge(small, config.image_size)
+    if shape.crop:
+      maps = {
+        c.name: stored[c.name] for c in conditions if c.local and c.name in stored
+      }
+      whole = {'image': x_0, 'low_res': low_res, **maps}
+      whole = {name: x for name, x in whole.items() if x is not None}
+      cut = random_crops(crop_key, config.image_size, shape.crop, whole)
+      x_0, low_res = cut['image'], cut.get('low_res')
+      stored |= {name: cut[name] for name in maps}
     size = x_0.shape[0]
     schedule = make_schedule(shape.schedule, shape.num_steps)
     alphas_cumprod = jnp.asarray(schedule.alphas_cumprod, jnp.float32)
@@ -56,19 +86,7 @@ class Diffusion:
     noise = jax.random.normal(next(keys), x_0.shape)
     c = coefficients(alphas_cumprod, t, x_0.ndim)
     x_t = q_sample(x_0, noise, c)
-
-    conditions = by_name(config.conditions)
-    stored = {n.name: batch[n.name] for n in conditions if n.name in batch}
-    present = {n.name: n.present(stored[n.name]) for n in conditions if n.name in batch}
     kept = draw_kept(next(keys), conditions, present)
-
-    low_res = level = None
-    level_key, low_key = jax.random.split(next(keys))
-    if config.low_res_size:
-      small = to_float(batch['image'], config.low_res_size)
-      level = jax.random.randint(level_key, (size,), 0, shape.low_res_noise + 1)
-      small = add_noise(small, level, jax.random.normal(low_key, small.shape))
-      low_res = enlarge(small, config.image_size)
 
     output = model(
       x_t,
@@ -82,6 +100,8 @@ class Diffusion:
     values = None
     if config.learned_variance:
       output, values = jnp.split(output, 2, axis=-1)
+    if low_res is not None and shape.low_res_spread:
+      output = velocity_around(low_res, shape.low_res_spread, output, x_t, c)
     error = losses.mse(output, target(shape.prediction, x_0, noise, c))
     metrics = {'mse': error.mean()}
     if shape.weighting == 'min_snr':

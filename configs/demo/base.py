@@ -18,8 +18,8 @@ def get_config() -> config_dict.ConfigDict:
     'image_size': 32,
     'low_res_size': 0,  # A base model.
     'fold': 2,  # The first level is a grid of 16 x 16.
-    'channels': 32,
-    'multipliers': (1, 2, 4),
+    'channels': 64,
+    'multipliers': (1, 1, 2),
     'blocks': 1,
     'attention': (False, False, True),
     'head_width': 32,
@@ -49,6 +49,8 @@ def get_config() -> config_dict.ConfigDict:
     'weighting': 'none',
   }
   config.optimizer = {
+    'name': 'muon',
+    'muon_rms': 0.6,
     'learning_rate': 3e-3,
     'warmup_steps': 100,
     'cooldown': 0.5,
@@ -60,9 +62,9 @@ def get_config() -> config_dict.ConfigDict:
     'minutes': 0.0,  # Above 0: as many steps as fit.
     'log_every': 20,
     'save_every': 500,
-    'sample_every': 0,
+    'sample_every': 500,
     'seed': 0,
   }
   config.mesh = {'data': -1, 'fsdp': 1}
-  config.sample = {'steps': 25, 'guidance': 2.0, 'eta': 0.0}
+  config.sample = {'steps': 15, 'guidance': 2.5, 'eta': 1.0}
   return config

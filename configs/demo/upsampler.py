@@ -17,9 +17,9 @@ def get_config() -> config_dict.ConfigDict:
   config.model = {
     'image_size': 64,
     'low_res_size': 32,
-    'fold': 4,  # The first level is a grid of 16 x 16.
+    'fold': 2,  # The first level is a grid of 32 x 32, of 16 x 16 in training.
     'channels': 32,
-    'multipliers': (1, 2, 4),
+    'multipliers': (1, 2, 2),
     'blocks': 1,
     'attention': (False, False, False),
     'head_width': 32,
@@ -32,15 +32,19 @@ def get_config() -> config_dict.ConfigDict:
     'learned_variance': False,
     'dtype': 'float32',
   }
-  config.data = {'path': '', 'batch_size': 16, 'flip': True, 'workers': 0}
+  config.data = {'path': '', 'batch_size': 32, 'flip': True, 'workers': 0}
   config.diffusion = {
     'schedule': 'cosine',
     'num_steps': 1000,
     'prediction': 'v',
     'weighting': 'none',
-    'low_res_noise': 250,  # Noise on the input, as the base is not perfect.
+    'low_res_noise': 100,  # At most: the base model's images are not perfect.
+    'low_res_spread': 0.25,  # It predicts what its input leaves open.
+    'crop': 32,
   }
   config.optimizer = {
+    'name': 'muon',
+    'muon_rms': 0.6,
     'learning_rate': 3e-3,
     'warmup_steps': 100,
     'cooldown': 0.5,
@@ -56,5 +60,5 @@ def get_config() -> config_dict.ConfigDict:
     'seed': 0,
   }
   config.mesh = {'data': -1, 'fsdp': 1}
-  config.sample = {'steps': 10, 'guidance': 1.0, 'eta': 0.0, 'low_res_noise': 100}
+  config.sample = {'steps': 6, 'guidance': 1.0, 'eta': 1.0, 'low_res_noise': 0}
   return config

@@ -97,6 +97,13 @@ def test_an_own_config_file_is_preferred(tmp_path, monkeypatch):
     ('--config.optimizer.ema=2.0', 'config.optimizer.ema is 2.0; .* at most 1'),
     ('--config.optimizer.learning_rate=nan', 'learning_rate is nan'),
     ('--config.diffusion.low_res_noise=1000', 'low_res_noise is 1000; .* at most 999'),
+    ('--config.diffusion.crop=12', 'diffusion.crop is 12; expected a multiple of 8 '),
+    ('--config.diffusion.crop=40', 'diffusion.crop is 40; .* up to .*image_size, 32'),
+    (
+      '--config.diffusion.low_res_spread=0.2',
+      'low_res_spread is 0.2 and .*a base model',
+    ),
+    ('--config.optimizer.name=sgd', "optimizer.name is 'sgd'.*'adamw'.*'muon'"),
   ],
 )
 def test_a_wrong_override_is_one_error_that_names_it(argument, message):

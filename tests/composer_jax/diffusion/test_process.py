@@ -12,6 +12,7 @@ from composer_jax.diffusion.process import (
   q_sample,
   target,
   to_eps_and_x0,
+  velocity_around,
 )
 
 SCHEDULER = diffusers.DDPMScheduler(1000, beta_schedule='squaredcos_cap_v2')
@@ -103,3 +104,21 @@ def test_an_unknown_prediction_is_refused():
   ):
     with pytest.raises(ValueError, match=r"'score'.*eps"):
       call()
+
+
+@pytest.mark.parametrize('spread', [0.1, 0.25, 1.0])
+def test_around_a_guess_v_has_the_mean_and_variance_of_a_joint_normal(spread):
+  # (v, x_t) is a linear map of (x_0, eps), so conditioning is two lines of algebra.
+  guess = RNG.uniform(-1, 1, X_0.shape).astype(np.float32)
+  x_t = q_sample(X_0, NOISE, C)
+  none, one = (velocity_around(guess, spread, f, x_t, C) for f in (0.0, 1.0))
+  for i, a in enumerate(np.asarray(ALPHAS, np.float64)[T]):
+    signal, noise = np.sqrt(a), np.sqrt(1 - a)
+    to_v_and_x = np.array([[-noise, signal], [signal, noise]])
+    covariance = to_v_and_x @ np.diag([spread**2, 1]) @ to_v_and_x.T
+    mean_v, mean_x = to_v_and_x[:, :1, None] * guess[i].ravel()
+    gain = covariance[0, 1] / covariance[1, 1]
+    wanted = (mean_v + gain * (np.ravel(x_t[i]) - mean_x)).ravel()
+    np.testing.assert_allclose(np.ravel(none[i]), wanted, atol=2e-4)
+    deviation = np.sqrt(covariance[0, 0] - gain * covariance[0, 1])
+    np.testing.assert_allclose(one[i] - none[i], deviation, atol=2e-4)

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from composer_jax.diffusion.resolution import add_noise, enlarge, to_float
+from composer_jax.diffusion.resolution import (
+  add_noise,
+  enlarge,
+  random_crops,
+  to_float,
+)
 from composer_jax.diffusion.schedule import make_schedule
 
 RNG = np.random.default_rng(0)
@@ -57,3 +62,22 @@ def test_noise_keeps_the_scale_of_the_image():
   x = jnp.full((1, 8, 8, 3), 0.5)
   quiet = add_noise(x, jnp.array([400]), jnp.zeros_like(x))
   np.testing.assert_array_equal(quiet, x)
+
+
+def test_crops_are_the_same_square_of_an_image_and_its_finer_maps():
+  y, x = np.indices((8, 8))
+  image = np.broadcast_to(np.stack([y, x], -1), (400, 8, 8, 2)).astype(np.float32)
+  maps = {'image': image, 'fine': image.repeat(3, 1).repeat(3, 2)}
+  cut = random_crops(jax.random.key(0), 8, 4, maps)
+  assert cut['image'].shape == (400, 4, 4, 2)
+  np.testing.assert_array_equal(cut['fine'][:, ::3, ::3], cut['image'])
+  corners = np.asarray(cut['image'][:, 0, 0], int)
+  np.testing.assert_array_equal(
+    cut['image'], corners[:, None, None] + np.stack([y, x], -1)[:4, :4]
+  )
+  assert {tuple(corner) for corner in corners} == set(np.ndindex(5, 5))
+
+
+def test_a_crop_of_the_whole_changes_nothing():
+  cut = random_crops(jax.random.key(0), 12, 12, {'image': jnp.asarray(IMAGES)})
+  np.testing.assert_array_equal(cut['image'], IMAGES)

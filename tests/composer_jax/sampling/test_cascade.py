@@ -107,6 +107,19 @@ def test_an_upsampler_follows_its_low_resolution_image():
   assert (made[0] != made[1]).any()
 
 
+def test_an_upsampler_that_hardly_may_leave_its_input_returns_it():
+  large = denoising(
+    names=('sketch',),
+    model={'image_size': 2 * SIZE, 'low_res_size': SIZE},
+    diffusion={'prediction': 'v', 'low_res_spread': 1e-4},
+  )
+  stored, kept = conditions(1)
+  small = np.random.default_rng(0).uniform(-0.5, 0.5, (1, SIZE, SIZE, 3))
+  wanted = jax.image.resize(small, (1, 2 * SIZE, 2 * SIZE, 3), 'cubic')
+  made = large(stored, kept, keys(1), jnp.asarray(small, jnp.float32), steps=20)
+  np.testing.assert_allclose(made, wanted, atol=1e-2)
+
+
 @pytest.mark.parametrize('level', [0, 200])
 def test_the_noise_on_the_low_resolution_image_is_drawn_from_the_key(level):
   large = denoising(

@@ -138,6 +138,45 @@ def test_without_noise_levels_the_small_image_comes_clean(setup):
   np.testing.assert_allclose(called['low_res'], wanted, atol=1e-5)
 
 
+def test_an_upsampler_on_crops_sees_the_same_square_of_everything(setup):
+  _, stage, batch = setup(
+    model={'image_size': 16, 'low_res_size': 8, 'conditions': ('sketch', 'palette')},
+    diffusion={'crop': 8},
+  )
+  whole = np.asarray(batch['sketch'])
+  _, _, called = observe(stage, batch)
+  cut = np.asarray(called['stored']['sketch'])
+  n = whole.shape[1] // 16
+  assert cut.shape == (8, 8 * n, 8 * n, 1)
+  assert called['x_t'].shape == called['low_res'].shape == (8, 8, 8, 3)
+  assert called['stored']['palette'].shape == batch['palette'].shape
+  enlarged = jax.image.resize(area_average(batch['image'], 8), (8, 16, 16, 3), 'cubic')
+  for i in range(8):
+    places = [
+      (y, x)
+      for y, x in np.ndindex(9, 9)
+      if np.allclose(called['low_res'][i], enlarged[i, y : y + 8, x : x + 8], atol=1e-5)
+    ]
+    assert any(
+      (whole[i, n * y : n * (y + 8), n * x : n * (x + 8)] == cut[i]).all()
+      for y, x in places
+    )
+
+
+def test_a_network_without_an_answer_guesses_the_small_image(setup):
+  _, stage, batch = setup(
+    model={'image_size': 16, 'low_res_size': 8},
+    diffusion={'prediction': 'v', 'low_res_spread': 1e-3},
+  )
+  x_0 = area_average(batch['image'], 16)
+  guess = jax.image.resize(area_average(batch['image'], 8), x_0.shape, 'cubic')
+  loss, _, called = observe(stage, batch)
+  # The v that leads to the guess is off by (x_0 - guess) / noise.
+  a = make_schedule('cosine', 1000).alphas_cumprod[np.asarray(called['t'])]
+  error = ((x_0 - guess) ** 2).mean((1, 2, 3)) / (1 - a)
+  assert float(loss) == pytest.approx(float(error.mean()), rel=1e-2)
+
+
 def test_a_learned_variance_adds_the_bound_and_trains_both_halves(setup):
   _, stage, batch = setup(model={'learned_variance': True})
 
