@@ -169,7 +169,6 @@ class _Journal:
 
   def add(self, metrics: dict[str, jax.Array]) -> None:
     self._pending.append(metrics)
-    self._bar.update()
 
   @contextlib.contextmanager
   def waiting_for_data(self) -> Iterator[None]:
@@ -190,7 +189,9 @@ class _Journal:
     }
     for number, values in lines.items():
       self._writer.write(number, values)
+    # Steps run ahead of the device; only now are these done.
     self._bar.set_postfix_str(f'loss {lines[step]["loss"]:.4f}', refresh=False)
+    self._bar.update(len(lines))
     self._pending.clear()
     self._restart_clock()
 
