@@ -1,4 +1,4 @@
-"""What all tests share: programs are compiled once a session, in any process."""
+"""What all tests share: programs are compiled fast, and once a session."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ import pytest
 _CACHE = tempfile.mkdtemp(prefix='composer-jax-tests-')
 os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
+# Tiny models take longer to compile than to run.
+os.environ['XLA_FLAGS'] = ' '.join(
+  [os.environ.get('XLA_FLAGS', ''), '--xla_backend_optimization_level=0']
+).strip()
 
 
 @pytest.hookimpl(trylast=True)

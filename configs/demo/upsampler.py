@@ -1,7 +1,11 @@
 r"""The demo's upsampler: 32 to 64 pixels.
 
 It sees the local conditions too, which the published upsamplers do not: at 64
-pixels the lines of a sketch are half as wide as the base model can draw.
+pixels the lines of a sketch are half as wide as the base model can draw. It predicts
+what its input leaves open, and trains on crops of half a side.
+
+Two and a half minutes on two cores are 631 steps, to a loss of 0.09. What the cascade
+then reaches is in base.py.
 
 Run:    composer-jax train --config configs/demo/upsampler.py \
             --workdir demo/model/upsampler --config.data.path=demo/data
