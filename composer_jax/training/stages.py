@@ -74,8 +74,9 @@ class Diffusion:
       maps = {
         c.name: stored[c.name] for c in conditions if c.local and c.name in stored
       }
-      whole = {'image': x_0, 'low_res': low_res, **maps}
-      whole = {name: x for name, x in whole.items() if x is not None}
+      whole = {**maps, 'image': x_0}
+      if low_res is not None:
+        whole['low_res'] = low_res
       cut = random_crops(crop_key, config.image_size, shape.crop, whole)
       x_0, low_res = cut['image'], cut.get('low_res')
       stored |= {name: cut[name] for name in maps}
