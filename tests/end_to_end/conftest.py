@@ -31,8 +31,7 @@ def command(*words: object) -> list[str]:
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-  flags = os.environ.get('XLA_FLAGS', '')
-  flags += f' --xla_force_host_platform_device_count={devices}'
+  flags = f'--xla_force_host_platform_device_count={devices}'
   return {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags}
 
 

@@ -74,7 +74,7 @@ def test_a_folder_takes_one_model_and_names_what_differs(tmp_path):
   longer = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=9))
   train.write_config(longer, tmp_path)
   assert json.loads((tmp_path / 'config.json').read_text())['train']['steps'] == 9
-  other = base('--config.model.channels=64', '--config.diffusion.prediction=eps')
-  with pytest.raises(ValueError, match=r'model.channels: 32 there, 64 asked') as error:
+  other = base('--config.model.channels=96', '--config.diffusion.prediction=eps')
+  with pytest.raises(ValueError, match=r'model.channels: 64 there, 96 asked') as error:
     train.write_config(other, tmp_path)
   assert "diffusion.prediction: 'v' there, 'eps' asked" in str(error.value)
