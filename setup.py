@@ -65,6 +65,7 @@ EXTRAS = {
     'diffusers>=0.35',
     'mypy>=2.0',
     'pytest>=9.0',
+    'pytest-xdist>=3.8',
     'ruff>=0.14',
     'torch>=2.6',
     'transformers>=5.0',

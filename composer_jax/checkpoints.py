@@ -18,20 +18,13 @@ class Checkpoints:
 
   Args:
     workdir: folder of the run.
-    keep: how many to keep; older ones are removed. None opens the folder for
-      reading only.
+    keep: how many to keep; older ones are removed.
   """
 
-  def __init__(self, workdir: pathlib.Path, keep: int | None):
-    if keep is None:
-      options = ocp.CheckpointManagerOptions(
-        read_only=True, save_interval_steps=0, create=False
-      )
-    else:
-      options = ocp.CheckpointManagerOptions(max_to_keep=keep)
+  def __init__(self, workdir: pathlib.Path, keep: int):
     self._manager = ocp.CheckpointManager(
       (workdir / FOLDER).absolute(),
-      options=options,
+      options=ocp.CheckpointManagerOptions(max_to_keep=keep),
       item_names=('state', 'ema', 'data'),
     )
 
@@ -70,13 +63,6 @@ class Checkpoints:
     )
     return items.state, items.ema, items.data
 
-  def restore_average(self, step: int, ema: Any) -> Any:
-    """Reads only the averaged weights."""
-    items = self._manager.restore(
-      step, args=ocp.args.Composite(ema=ocp.args.StandardRestore(ema))
-    )
-    return items.ema
-
   def wait(self) -> None:
     """Returns when everything is on disk."""
     self._manager.wait_until_finished()
@@ -86,20 +72,28 @@ class Checkpoints:
     self._manager.close()
 
 
-def open_finished(workdir: pathlib.Path) -> tuple[Checkpoints, int]:
-  """The checkpoints of a trained stage, and the newest step; close them after use.
+def newest(workdir: pathlib.Path) -> int:
+  """The newest step that is wholly saved under a working folder.
 
   Raises:
-    FileNotFoundError: the folder holds no finished checkpoint.
+    FileNotFoundError: there is none.
   """
-  if not (workdir / FOLDER).is_dir():
+  folder = workdir / FOLDER
+  if not folder.is_dir():
     raise FileNotFoundError(
       f'{workdir} holds no checkpoints; train there first with'
       ' `composer-jax train --workdir`.'
     )
-  checkpoints = Checkpoints(workdir, keep=None)
-  step = checkpoints.latest()
-  if step is None:
-    checkpoints.close()
+  steps = ocp.utils.checkpoint_steps(folder)
+  if not steps:
     raise FileNotFoundError(f'{workdir} holds no finished checkpoint.')
-  return checkpoints, step
+  return max(steps)
+
+
+def read_average(workdir: pathlib.Path, step: int, ema: Any) -> Any:
+  """Reads only the averaged weights of a step, into the shapes of a tree.
+
+  Nothing in the folder is touched, so that a run may go on in it meanwhile.
+  """
+  with ocp.StandardCheckpointer() as checkpointer:
+    return checkpointer.restore((workdir / FOLDER / str(step) / 'ema').absolute(), ema)

@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 from composer_jax import config as config_lib
-from composer_jax.checkpoints import open_finished
+from composer_jax.checkpoints import newest, read_average
 from composer_jax.conditions import ALL, by_name
 from composer_jax.files import read_json
 from composer_jax.images import Picture, composite, resize_square
@@ -141,12 +141,10 @@ def _load_weights(
   directory: pathlib.Path, stage: Stage, config: config_lib.Config
 ) -> tuple[nnx.GraphDef, nnx.State, int]:
   """Graph definition, averaged weights, and the step they are from."""
-  checkpoints, step = open_finished(directory)
+  step = newest(directory)
   mesh = make_mesh(1, jax.device_count())
   graph, shapes = abstract_state(stage, config, mesh)
-  weights = checkpoints.restore_average(step, shapes.ema)
-  checkpoints.close()
-  return graph, weights, step
+  return graph, read_average(directory, step, shapes.ema), step
 
 
 def load_diffusion(directory: pathlib.Path) -> Denoising:

@@ -17,4 +17,5 @@ printf '\n== ruff format\n'
 printf '\n== mypy\n'
 "$python" -m mypy
 printf '\n== pytest\n'
-"$python" -m pytest -q --durations=15 "$@"
+# Two at a time, as compiling keeps one core busy; fixtures are shared within a file.
+"$python" -m pytest -q --durations=15 --numprocesses=2 --dist=loadfile "$@"

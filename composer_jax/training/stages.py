@@ -47,6 +47,34 @@ class Diffusion:
   def init(self, key: jax.Array) -> UNet:
     return UNet(self.config.unet, self.condition_shapes, rngs=nnx.Rngs(key))
 
+  def _inputs(
+    self, image: jax.Array, stored: Mapping[str, jax.Array], key: jax.Array
+  ) -> tuple[jax.Array, jax.Array | None, jax.Array | None, dict[str, jax.Array]]:
+    """The images at the model's size, cut out where it trains on crops.
+
+    Returns:
+      x_0; the enlarged low-resolution images and their noise level, for an upsampler;
+      and the stored conditions.
+    """
+    config, shape = self.config.unet, self.config.diffusion
+    level_key, low_key, crop_key = jax.random.split(key, 3)
+    whole = {
+      c.name: stored[c.name]
+      for c in by_name(config.conditions)
+      if c.local and c.name in stored
+    }
+    whole['image'] = to_float(image, config.image_size)
+    level = None
+    if config.low_res_size:
+      small = to_float(image, config.low_res_size)
+      level = jax.random.randint(level_key, (len(small),), 0, shape.low_res_noise + 1)
+      small = add_noise(small, level, jax.random.normal(low_key, small.shape))
+      whole['low_res'] = enlarge(small, config.image_size)
+    if shape.crop:
+      whole = random_crops(crop_key, config.image_size, shape.crop, whole)
+    x_0, low_res = whole.pop('image'), whole.pop('low_res', None)
+    return x_0, low_res, level, {**stored, **whole}
+
   def loss(
     self, model: UNet, batch: Batch, key: jax.Array
   ) -> tuple[jax.Array, Metrics]:
@@ -59,27 +87,10 @@ class Diffusion:
     """
     config, shape = self.config.unet, self.config.diffusion
     keys = iter(jax.random.split(key, 6))
-    x_0 = to_float(batch['image'], config.image_size)
     conditions = by_name(config.conditions)
     stored = {c.name: batch[c.name] for c in conditions if c.name in batch}
     present = {c.name: c.present(batch[c.name]) for c in conditions if c.name in batch}
-    level_key, low_key, crop_key = jax.random.split(next(keys), 3)
-    low_res = level = None
-    if config.low_res_size:
-      small = to_float(batch['image'], config.low_res_size)
-      level = jax.random.randint(level_key, (len(small),), 0, shape.low_res_noise + 1)
-      small = add_noise(small, level, jax.random.normal(low_key, small.shape))
-      low_res = enlarge(small, config.image_size)
-    if shape.crop:
-      maps = {
-        c.name: stored[c.name] for c in conditions if c.local and c.name in stored
-      }
-      whole = {**maps, 'image': x_0}
-      if low_res is not None:
-        whole['low_res'] = low_res
-      cut = random_crops(crop_key, config.image_size, shape.crop, whole)
-      x_0, low_res = cut['image'], cut.get('low_res')
-      stored |= {name: cut[name] for name in maps}
+    x_0, low_res, level, stored = self._inputs(batch['image'], stored, next(keys))
     size = x_0.shape[0]
     schedule = make_schedule(shape.schedule, shape.num_steps)
     alphas_cumprod = jnp.asarray(schedule.alphas_cumprod, jnp.float32)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from composer_jax.checkpoints import Checkpoints, open_finished
+from composer_jax.checkpoints import Checkpoints, newest, read_average
 
 STATE = {'weights': jnp.arange(6.0).reshape(2, 3), 'step': jnp.asarray(4, jnp.int32)}
 EMA = {'weights': jnp.ones((2, 3))}
@@ -46,17 +46,23 @@ def test_arrays_may_change_as_soon_as_saving_has_begun(tmp_path):
 def test_a_finished_run_is_opened_at_its_newest_step_and_left_as_it_is(tmp_path):
   saved(tmp_path, steps=(1, 2, 3), keep=2)
   before = sorted(path for path in tmp_path.rglob('*'))
-  checkpoints, step = open_finished(tmp_path)
-  average = checkpoints.restore_average(step, shapes(EMA))
-  checkpoints.close()
+  step = newest(tmp_path)
+  average = read_average(tmp_path, step, shapes(EMA))
   assert step == 3
   np.testing.assert_array_equal(average['weights'], EMA['weights'])
   assert sorted(path for path in tmp_path.rglob('*')) == before
 
 
+def test_a_checkpoint_that_is_still_being_written_is_not_opened(tmp_path):
+  saved(tmp_path, steps=(1,))
+  folder = tmp_path / 'checkpoints'
+  (folder / '2.orbax-checkpoint-tmp-7' / 'ema').mkdir(parents=True)
+  assert newest(tmp_path) == 1
+
+
 def test_a_folder_without_checkpoints_is_one_clear_error(tmp_path):
   with pytest.raises(FileNotFoundError, match='holds no checkpoints; train there'):
-    open_finished(tmp_path)
+    newest(tmp_path)
   Checkpoints(tmp_path, 1).close()
   with pytest.raises(FileNotFoundError, match='no finished checkpoint'):
-    open_finished(tmp_path)
+    newest(tmp_path)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from composer_jax.checkpoints import Checkpoints
+from composer_jax.checkpoints import newest
 from composer_jax.training import loop
 
 
@@ -29,13 +29,6 @@ class Interrupting:
 def losses(workdir):
   rows = [json.loads(line) for line in (workdir / 'metrics.jsonl').open()]
   return {row['step']: row['loss'] for row in rows}
-
-
-def latest(workdir):
-  checkpoints = Checkpoints(workdir, keep=None)
-  step = checkpoints.latest()
-  checkpoints.close()
-  return step
 
 
 @pytest.fixture(scope='session')
@@ -59,7 +52,7 @@ def test_a_stop_signal_saves_and_the_next_run_goes_on_bit_for_bit(
   stage, source = source_of(config)
   run = loop.train(config, stage, Interrupting(source, 4, stop), tmp_path)
   assert run == loop.Run(3, finished=False)
-  assert latest(tmp_path) == 3
+  assert newest(tmp_path) == 3
   stage, source = source_of(config)
   assert loop.train(config, stage, source, tmp_path) == loop.Run(6, finished=True)
   assert losses(tmp_path) == losses(unbroken)
@@ -112,7 +105,7 @@ def test_what_is_not_finite_stops_the_run_and_spares_the_last_good_checkpoint(
   stage = Spoilt(stage.config, stage.condition_shapes)
   with pytest.raises(loop.NonFinite, match=rf'{spoilt} is (nan|inf) at step 5.*Lower'):
     loop.train(config, stage, Marked(), tmp_path)
-  assert latest(tmp_path) == 4
+  assert newest(tmp_path) == 4
   diagnostic = json.loads((tmp_path / 'diagnostic-5.json').read_text())
   assert set(diagnostic) == {'5', '6'}
   assert not np.isfinite(diagnostic['5'][spoilt])
