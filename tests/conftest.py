@@ -1,4 +1,4 @@
-"""What all tests share: programs are compiled fast, and once a session."""
+"""What all tests share: programs are compiled fast, and once a worker."""
 
 from __future__ import annotations
 
