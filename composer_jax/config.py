@@ -64,6 +64,8 @@ class DiffusionConfig:
       step of its own schedule of 1000; 0 for none.
     low_res_spread: standard deviation of images around the enlarged input of an
       upsampler. Above 0 it predicts only what that leaves open of v; 0 for all of it.
+    given_spread: the same around the pixels that a condition gives outright, such as
+      the visible part of a mask.
     crop: side of the random squares that training cuts out of each image, in pixels
       of the model; 0 for whole images. For upsamplers (Ramesh et al. 2022, 2.3).
   """
@@ -74,6 +76,7 @@ class DiffusionConfig:
   weighting: Literal['none', 'min_snr'] = 'none'
   low_res_noise: int = 0
   low_res_spread: float = 0.0
+  given_spread: float = 0.0
   crop: int = 0
 
   def __post_init__(self):
@@ -83,13 +86,15 @@ class DiffusionConfig:
       num_steps=(2, math.inf),
       low_res_noise=(0, LEVELS - 1),
       low_res_spread=(0, sys.float_info.max),
+      given_spread=(0, sys.float_info.max),
       crop=(0, math.inf),
     )
-    if self.low_res_spread and self.prediction != 'v':
-      raise ValueError(
-        f'diffusion.low_res_spread is {self.low_res_spread} and diffusion.prediction'
-        f' {self.prediction!r}; expected "v", or a spread of 0.'
-      )
+    for name in ('low_res_spread', 'given_spread'):
+      if getattr(self, name) and self.prediction != 'v':
+        raise ValueError(
+          f'diffusion.{name} is {getattr(self, name)} and diffusion.prediction'
+          f' {self.prediction!r}; expected "v", or a spread of 0.'
+        )
 
 
 @dataclasses.dataclass(frozen=True)

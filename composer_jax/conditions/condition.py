@@ -127,6 +127,16 @@ class Condition(abc.ABC):
       a global one.
     """
 
+  def given(self, stored: jax.Array) -> tuple[jax.Array, jax.Array] | None:
+    """The pixels of the image that the condition gives outright.
+
+    Returns:
+      Their colours, float (B, S, S, 3) in [-1, 1], and where they are, (B, S, S, 1)
+      from 0 to 1; None for a condition that gives no pixels.
+    """
+    del stored
+    return None
+
   @abc.abstractmethod
   def draw(self, stored: np.ndarray) -> np.ndarray:
     """A picture of one stored value for people: uint8 sRGB (height, width, 3)."""

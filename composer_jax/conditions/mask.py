@@ -70,9 +70,12 @@ class Mask(Condition):
     return stored
 
   def features(self, stored: jax.Array) -> jax.Array:
-    visible = stored[..., 3:].astype('float32') / 255
-    colour = (stored[..., :3].astype('float32') / 127.5 - 1) * visible
-    return jnp.concatenate([colour, 2 * visible - 1], axis=-1)
+    colour, visible = self.given(stored)
+    return jnp.concatenate([colour * visible, 2 * visible - 1], axis=-1)
+
+  def given(self, stored: jax.Array) -> tuple[jax.Array, jax.Array]:
+    colour = stored[..., :3].astype('float32') / 127.5 - 1
+    return colour, stored[..., 3:].astype('float32') / 255
 
   def draw(self, stored: np.ndarray) -> np.ndarray:
     """The visible pixels over a gray checkerboard."""

@@ -71,7 +71,7 @@ def to_eps_and_x0(
 
 def velocity_around(
   guess: jax.Array,
-  spread: float,
+  spread: jax.Array | float,
   output: jax.Array,
   x_t: jax.Array,
   c: Coefficients,
@@ -85,7 +85,7 @@ def velocity_around(
 
   Args:
     guess: of x_0, such as an enlarged low-resolution image.
-    spread: standard deviation of x_0 around it, above 0.
+    spread: standard deviation of x_0 around it, above 0; a scalar or for each pixel.
     output: of the network.
     x_t: the noised image.
     c: coefficients of the step.

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from composer_jax.conditions import by_name
+from composer_jax.conditions.given import first_guess
 from composer_jax.config import Config
 from composer_jax.diffusion.process import (
   coefficients,
@@ -105,6 +107,7 @@ def sample_stage(
   """
   shape, diffusion = config.unet, config.diffusion
   unet: UNet = nnx.merge(graph, weights)
+  conditions = by_name(shape.conditions)
   table = make_schedule(diffusion.schedule, diffusion.num_steps).alphas_cumprod
   alphas_cumprod = jnp.asarray(table, jnp.float32)
   level = None
@@ -117,19 +120,28 @@ def sample_stage(
   def model(x_t, t, stored, kept):
     # Guidance doubles the batch; the low-resolution image is the same in both.
     repeat = len(x_t) // len(keys)
-    guess = None if low_res is None else jnp.concatenate([low_res] * repeat)
+    enlarged = None if low_res is None else jnp.concatenate([low_res] * repeat)
     output = unet(
       x_t,
       t,
       stored,
       kept,
-      low_res=guess,
+      low_res=enlarged,
       level=None if level is None else jnp.concatenate([level] * repeat),
     )
     output = output[..., :3]
     c = coefficients(alphas_cumprod, t, x_t.ndim)
-    if guess is not None and diffusion.low_res_spread:
-      output = velocity_around(guess, diffusion.low_res_spread, output, x_t, c)
+    guess = first_guess(
+      x_t,
+      conditions,
+      stored,
+      kept,
+      given_spread=diffusion.given_spread,
+      low_res=enlarged,
+      low_res_spread=diffusion.low_res_spread,
+    )
+    if guess is not None:
+      output = velocity_around(guess.image, guess.spread, output, x_t, c)
     return to_eps_and_x0(diffusion.prediction, output, x_t, c)
 
   if guidance is None:

@@ -11,6 +11,7 @@ from flax import nnx
 
 from composer_jax.conditions import by_name
 from composer_jax.conditions.dropout import draw_kept
+from composer_jax.conditions.given import first_guess
 from composer_jax.config import Config
 from composer_jax.diffusion import losses
 from composer_jax.diffusion.process import (
@@ -112,8 +113,17 @@ class Diffusion:
     values = None
     if config.learned_variance:
       output, values = jnp.split(output, 2, axis=-1)
-    if low_res is not None and shape.low_res_spread:
-      output = velocity_around(low_res, shape.low_res_spread, output, x_t, c)
+    guess = first_guess(
+      x_t,
+      conditions,
+      stored,
+      kept,
+      given_spread=shape.given_spread,
+      low_res=low_res,
+      low_res_spread=shape.low_res_spread,
+    )
+    if guess is not None:
+      output = velocity_around(guess.image, guess.spread, output, x_t, c)
     error = losses.mse(output, target(shape.prediction, x_0, noise, c))
     metrics = {'mse': error.mean()}
     if shape.weighting == 'min_snr':

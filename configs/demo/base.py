@@ -51,6 +51,7 @@ def get_config() -> config_dict.ConfigDict:
     'num_steps': 1000,
     'prediction': 'v',  # Short training drifts in colour with eps.
     'weighting': 'none',
+    'given_spread': 0.1,  # What the mask shows need not be learned.
   }
   config.optimizer = {
     'name': 'muon',

@@ -44,6 +44,7 @@ def get_config() -> config_dict.ConfigDict:
     'weighting': 'none',
     'low_res_noise': 100,  # At most: the base model's images are not perfect.
     'low_res_spread': 0.25,  # It predicts what its input leaves open.
+    'given_spread': 0.1,
     'crop': 32,
   }
   config.optimizer = {

@@ -120,6 +120,14 @@ def test_features_are_the_colours_where_visible_then_plus_or_minus_one():
   np.testing.assert_allclose(features[0, 0, 1], [0, 0, 0, -1])
 
 
+def test_what_it_gives_are_the_visible_pixels_and_where_they_are():
+  stored = np.zeros((1, 1, 2, 4), np.uint8)
+  stored[0, 0, 0] = (0, 255, 51, 255)
+  colour, where = Mask().given(stored)
+  np.testing.assert_allclose(colour[0, 0, 0], (-1, 1, -0.6), atol=1e-6)
+  np.testing.assert_array_equal(where[0, 0], [[1], [0]])
+
+
 def test_drawings_show_the_visible_pixels_over_gray():
   stored = Mask().extract(Picture(PIXELS), np.random.default_rng(3))
   visible = stored[..., 3] == 255

@@ -120,6 +120,20 @@ def test_an_upsampler_that_hardly_may_leave_its_input_returns_it():
   np.testing.assert_allclose(made, wanted, atol=1e-2)
 
 
+def test_a_base_model_that_may_not_leave_what_is_given_returns_it():
+  base = denoising(
+    names=('mask',), diffusion={'prediction': 'v', 'given_spread': 1e-4}, guidance=1.0
+  )
+  mask = np.random.default_rng(0).integers(64, 192, (2, SIZE, SIZE, 4))
+  mask[..., 3] = 0
+  mask[:, :, : SIZE // 2, 3] = 255
+  stored = {'mask': mask.astype(np.uint8) * (mask[..., 3:] > 0).astype(np.uint8)}
+  made = base(stored, {'mask': np.array([True, False])}, keys(1, 2), None, steps=20)
+  error = np.abs(np.asarray(made) - (mask[..., :3] / 127.5 - 1))[:, :, : SIZE // 2]
+  assert error[0].max() < 1e-2
+  assert error[1].mean() > 0.1
+
+
 @pytest.mark.parametrize('level', [0, 200])
 def test_the_noise_on_the_low_resolution_image_is_drawn_from_the_key(level):
   large = denoising(

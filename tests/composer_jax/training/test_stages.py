@@ -177,6 +177,24 @@ def test_a_network_without_an_answer_guesses_the_small_image(setup):
   assert float(loss) == pytest.approx(float(error.mean()), rel=1e-2)
 
 
+def test_a_network_without_an_answer_knows_the_pixels_of_the_mask(setup):
+  given = {'prediction': 'v', 'given_spread': 1e-3}
+  _, stage, batch = setup(diffusion=given)
+  loss, _, called = observe(stage, batch)
+  x_0 = area_average(batch['image'], 8)
+  factor = len(batch['mask'][0]) // 8
+  visible = np.asarray(batch['mask'], np.float64)[..., 3]
+  visible = visible.reshape(8, 8, factor, 8, factor).min((2, 4)) == 255
+  visible &= np.asarray(called['kept']['mask'])[:, None, None]
+  assert 0 < visible.mean() < 1
+  a = make_schedule('cosine', 1000).alphas_cumprod[np.asarray(called['t'])]
+  signal, noise = (np.sqrt(x)[:, None, None, None] for x in (a, 1 - a))
+  # Elsewhere v is all that there is to predict; here none of it.
+  eps = (np.asarray(called['x_t']) - signal * x_0) / noise
+  error = np.where(visible[..., None], 0, (signal * eps - noise * x_0) ** 2)
+  assert float(loss) == pytest.approx(float(error.mean()), rel=1e-3)
+
+
 def test_a_learned_variance_adds_the_bound_and_trains_both_halves(setup):
   _, stage, batch = setup(model={'learned_variance': True})
 

@@ -1,0 +1,75 @@
+"""What is known of an image before it is denoised, and how well."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from composer_jax.conditions.condition import Condition
+
+
+class Guess(NamedTuple):
+  """Images as far as they are known.
+
+  Attributes:
+    image: float (B, S, S, 3), the best guess.
+    spread: standard deviation of the images around it, a scalar or (B, S, S, 1).
+  """
+
+  image: jax.Array
+  spread: jax.Array | float
+
+
+def first_guess(
+  x_t: jax.Array,
+  conditions: Sequence[Condition],
+  stored: Mapping[str, jax.Array],
+  kept: Mapping[str, jax.Array],
+  *,
+  given_spread: float,
+  low_res: jax.Array | None = None,
+  low_res_spread: float = 0.0,
+) -> Guess | None:
+  """The guess that a network starts from, see `diffusion.process.velocity_around`.
+
+  Args:
+    x_t: noisy images (B, S, S, 3), of which only the shape matters.
+    conditions: that the model knows.
+    stored: their values by name, (B, *shape), local ones on a grid of S or a multiple
+      of it. A pixel counts as given where all that it averages over is.
+    kept: by name, bool (B,): which samples follow the condition.
+    given_spread: of images around the pixels that a condition gives; 0 leaves these
+      to the network.
+    low_res: enlarged low-resolution images (B, S, S, 3), or None.
+    low_res_spread: of images around `low_res`; 0 leaves that to the network too.
+
+  Returns:
+    None if nothing is guessed. Where only some pixels are, the others are 0 with a
+    spread of 1, around which v is what it is without a guess.
+  """
+  if low_res is not None and low_res_spread:
+    guess = Guess(low_res, low_res_spread)
+  elif given_spread:
+    guess = Guess(jnp.zeros_like(x_t), 1.0)
+  else:
+    return None
+  if not given_spread:
+    return guess
+  for condition in conditions:
+    if condition.name in stored and condition.name in kept:
+      given = condition.given(stored[condition.name])
+      if given is not None:
+        colour, where = (_averaged(x, x_t.shape[1]) for x in given)
+        where = (where > 1 - 1e-6) & kept[condition.name].reshape(-1, 1, 1, 1)
+        image = jnp.where(where, colour, guess.image)
+        guess = Guess(image, jnp.where(where, given_spread, guess.spread))
+  return guess
+
+
+def _averaged(x: jax.Array, size: int) -> jax.Array:
+  b, side, _, c = x.shape
+  f = side // size
+  return x.reshape(b, size, f, size, f, c).mean(axis=(2, 4))
