@@ -12,10 +12,15 @@ TRACEBACK = 'COMPOSER_JAX_TRACEBACK'
 VERBS = {
   'prepare': 'images to a data set with all conditions',
   'decompose': 'one image to its conditions, as arrays and pictures',
+  'describe': 'modules, parameters, FLOPs and sharding of a model, without making it',
+  'import': 'published weights to a model folder',
   'train': 'train a stage: dual encoder, base model or upsampler',
   'compose': 'make an image from conditions of other images',
   'report': 'a page that shows what a model can do, and measures it',
 }
+
+MODULES = {'import': 'import_weights'}
+"""Modules of the verbs that have another name; `import` can't be one."""
 
 
 def usage() -> str:
@@ -45,7 +50,8 @@ def main(argv: list[str] | None = None) -> int:
   if verb not in VERBS:
     print(f'composer-jax: unknown verb {verb!r}\n\n{usage()}', file=sys.stderr)
     return 2
-  command = importlib.import_module(f'composer_jax.commands.{verb}')
+  module = MODULES.get(verb, verb)
+  command = importlib.import_module(f'composer_jax.commands.{module}')
   try:
     return command.main(rest)
   except (ValueError, OSError, RuntimeError) as error:

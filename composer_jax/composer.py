@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,6 +24,8 @@ from composer_jax.images import Picture, composite, resize_square
 from composer_jax.models.clip import Clip, normalise, unit_length
 from composer_jax.models.tokenizer import Tokenizer
 from composer_jax.sampling.cascade import Denoising, run_cascade
+from composer_jax.sampling.expression import Term
+from composer_jax.sampling.guidance import Branch, Wish
 from composer_jax.seeds import generator
 from composer_jax.sharding.mesh import make_mesh
 from composer_jax.training.stages import Diffusion, DualEncoder
@@ -282,65 +284,145 @@ class Composer:
     kept: Mapping[str, np.ndarray] | None = None,
     *,
     seeds: np.ndarray,
-    steps: int | None = None,
-    guidance: float | None = None,
-    eta: float | None = None,
+    windows: Mapping[str, tuple[float, float]] | None = None,
+    base: Mapping[str, np.ndarray] | None = None,
+    sampling: Mapping[str, Any] | None = None,
   ) -> np.ndarray:
     """Makes images.
 
     Args:
       stored: conditions by name, (B, *shape) each, as `decompose` gives them.
-      kept: by name, bool (B,): which samples have the condition; all if None.
+      kept: by name, (B,): the strength of the condition in each sample; True or 1 is
+        as trained, False or 0 drops it; all as trained if None.
       seeds: integers (B,); the same seed and conditions give the same image,
         whatever else is in the batch.
-      steps: DDIM steps; the config's if None.
-      guidance: classifier-free guidance scale; the config's if None.
-      eta: 0 for deterministic DDIM, 1 for the noise of DDPM; the config's if None.
+      windows: by name, start and end of the part of the sampling in which a condition
+        is kept, from 0, noise, to 1, the image; throughout if it is not there.
+      base: conditions (B, *shape) that guidance leads away from, as Composer's
+        bidirectional guidance does; none if None.
+      sampling: fields of `config.SampleConfig` for the base model, such as `steps`,
+        `guidance`, `eta` or `sampler`; its own if missing.
 
     Returns:
       uint8 sRGB (B, S, S, 3).
 
     Raises:
-      ValueError: a condition is unknown to the model or of the wrong shape.
+      ValueError: a condition is unknown to the model or of the wrong shape, or a
+        setting is not within its range.
     """
     count = len(seeds)
-    full, keep = {}, {}
-    unknown = [name for name in stored if name not in self.condition_shapes]
+    term = self._branch(stored, kept, windows or {}, count)
+    origin = None if base is None else self._branch(base, None, {}, count)
+    wish = Wish((term,), np.ones((1, count), np.float32), origin)
+    return self._run(wish, np.asarray(seeds), sampling or {})
+
+  def compose_terms(
+    self,
+    terms: Sequence[Sequence[Term]],
+    *,
+    seeds: np.ndarray,
+    strengths: Mapping[str, float] | None = None,
+    windows: Mapping[str, tuple[float, float]] | None = None,
+    base: Mapping[str, np.ndarray] | None = None,
+    sampling: Mapping[str, Any] | None = None,
+  ) -> np.ndarray:
+    """Makes images that each follow a sum of terms; see `sampling.expression`.
+
+    Args:
+      terms: for each of B images, as `expression.terms` gives them; the values are
+        stored ones, without a batch axis.
+      seeds: integers (B,).
+      strengths: of conditions by name, 1 if missing.
+      windows: as in `compose`.
+      base: as in `compose`, but without a batch axis.
+      sampling: as in `compose`.
+
+    Returns:
+      uint8 sRGB (B, S, S, 3).
+    """
+    count, most = len(seeds), max(len(own) for own in terms)
+    # All images of a batch have as many terms; what is missing has no weight.
+    padded = [[*own, *[Term(0.0, {})] * (most - len(own))] for own in terms]
+    branches = []
+    for column in zip(*padded, strict=True):
+      names = {name for term in column for name in term.values}
+      stored, kept = {}, {}
+      for name in self._known(names):
+        absent = np.zeros(self.condition_shapes[name])
+        values = [np.asarray(term.values.get(name, absent)) for term in column]
+        for value in values:
+          self._check_shape(name, value.shape, absent.shape)
+        stored[name] = np.stack(values)
+        strength = (strengths or {}).get(name, 1.0)
+        kept[name] = np.array([(name in term.values) * strength for term in column])
+      branches.append(self._branch(stored, kept, windows or {}, count))
+    origin = None
+    if base is not None:
+      repeated = {name: np.stack([value] * count) for name, value in base.items()}
+      origin = self._branch(repeated, None, {}, count)
+    weights = np.array([[term.weight for term in own] for own in padded], np.float32)
+    wish = Wish(tuple(branches), weights.T, origin)
+    return self._run(wish, np.asarray(seeds), sampling or {})
+
+  def _known(self, names: Iterable[str]) -> list[str]:
+    names = list(names)
+    unknown = [name for name in names if name not in self.condition_shapes]
     if unknown:
       raise ValueError(
         f'This model has no condition {unknown[0]!r}; it knows'
         f' {", ".join(self.condition_shapes)}.'
       )
+    return names
+
+  @staticmethod
+  def _check_shape(name: str, shape: Sequence[int], expected: Sequence[int]) -> None:
+    if tuple(shape) != tuple(expected):
+      raise ValueError(f'{name} has shape {tuple(shape)}; expected {tuple(expected)}.')
+
+  def _branch(
+    self,
+    stored: Mapping[str, np.ndarray],
+    kept: Mapping[str, np.ndarray] | None,
+    windows: Mapping[str, tuple[float, float]],
+    count: int,
+  ) -> Branch:
+    """One set of conditions, complete: absent ones are dropped ones.
+
+    One compiled program so serves every choice of conditions, strengths and windows.
+    """
+    self._known([*stored, *windows])
+    full, keep, during = {}, {}, {}
     for condition in by_name(self.condition_shapes):
       name, shape = condition.name, self.condition_shapes[condition.name]
       dtype = condition.spec(self.condition_size).dtype
+      during[name] = np.tile(np.array(windows.get(name, (0, 1)), 'f4'), (count, 1))
       if name not in stored:
-        # Absent conditions are passed as dropped ones: one program serves all.
         full[name] = np.zeros((count, *shape), dtype)
-        keep[name] = np.zeros(count, bool)
+        keep[name] = np.zeros(count, np.float32)
         continue
       full[name] = np.asarray(stored[name], dtype)
-      if full[name].shape != (count, *shape):
-        raise ValueError(
-          f'{name} has shape {full[name].shape}; expected {(count, *shape)}.'
-        )
+      self._check_shape(name, full[name].shape, (count, *shape))
       present = np.asarray(condition.present(jnp.asarray(full[name])))
-      asked = np.ones(count, bool) if kept is None else kept.get(name, present)
-      keep[name] = np.asarray(asked) & present
-    images = []
+      asked = np.ones(count) if kept is None else kept.get(name, present)
+      keep[name] = np.asarray(asked, np.float32) * present
+    return Branch(full, keep, during)
+
+  def _run(
+    self, wish: Wish, seeds: np.ndarray, sampling: Mapping[str, Any]
+  ) -> np.ndarray:
+    """Samples in batches of one size, so that few programs are compiled."""
+    settings = config_lib.settings_from(self._stages[0].config.sample, sampling)
+    count, images = len(seeds), []
     size = 1 if count == 1 else BATCH
     for begin in range(0, count, size):
       rows = np.minimum(np.arange(begin, begin + size), count - 1)
-      part = run_cascade(
-        self._stages,
-        {name: array[rows] for name, array in full.items()},
-        {name: array[rows] for name, array in keep.items()},
-        np.asarray(seeds)[rows],
-        steps=steps,
-        guidance=guidance,
-        eta=eta,
+      part = Wish(
+        jax.tree.map(lambda x, rows=rows: x[rows], wish.terms),
+        wish.weights[:, rows],
+        jax.tree.map(lambda x, rows=rows: x[rows], wish.base),
       )
-      images.append(part[: count - begin])
+      made = run_cascade(self._stages, part, seeds[rows], settings)
+      images.append(made[: count - begin])
     return np.concatenate(images)
 
 

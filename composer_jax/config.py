@@ -10,6 +10,7 @@ import runpy
 import sys
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from ml_collections import config_dict
@@ -199,22 +200,72 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
-  """Defaults of sampling.
+  """Defaults of sampling; all but the last can be changed from image to image.
 
   Attributes:
-    steps: DDIM steps.
-    guidance: classifier-free guidance scale.
-    eta: 0 is deterministic, 1 is as random as DDPM.
+    sampler: `ddim`, `ddpm` or `dpm_solver`.
+    steps: of the sampler.
+    spacing: of the timesteps among those of training: `leading`, `trailing` or
+      `linspace`.
+    eta: of DDIM: 0 is deterministic, 1 is as random as DDPM.
+    guidance: classifier-free guidance scale; 1 is none.
+    interval: start and end of the part of the sampling that is guided, from 0, noise,
+      to 1, the image.
+    rescale: from 0 to 1, how far the spread of a guided prediction is brought back.
+    percentile: share of the values of a predicted image that dynamic thresholding
+      leaves unclipped; 0 clips all to [-1, 1].
     low_res_noise: level of noise on an upsampler's input, as in training.
   """
 
+  sampler: Literal['ddim', 'ddpm', 'dpm_solver'] = 'ddim'
   steps: int = 25
-  guidance: float = 2.0
+  spacing: Literal['leading', 'trailing', 'linspace'] = 'trailing'
   eta: float = 0.0
+  guidance: float = 2.0
+  interval: tuple[float, ...] = (0.0, 1.0)
+  rescale: float = 0.0
+  percentile: float = 0.0
   low_res_noise: int = 0
 
   def __post_init__(self):
-    _check('sample', self, steps=(1, math.inf), low_res_noise=(0, LEVELS - 1))
+    limit = sys.float_info.max
+    _check(
+      'sample',
+      self,
+      steps=(1, math.inf),
+      eta=(0, 1),
+      guidance=(-limit, limit),
+      rescale=(0, 1),
+      percentile=(0, 1),
+      low_res_noise=(0, LEVELS - 1),
+    )
+    if len(self.interval) != 2 or not 0 <= self.interval[0] <= self.interval[1] <= 1:
+      raise ValueError(
+        f'config.sample.interval is {self.interval}; expected two shares of the'
+        ' sampling, such as (0.1, 0.8).'
+      )
+
+
+def settings_from(default: SampleConfig, asked: Mapping[str, Any]) -> SampleConfig:
+  """The settings of one sampling.
+
+  Args:
+    default: those of the model.
+    asked: fields by name that are to be others.
+
+  Raises:
+    ValueError: a field is unknown, of the wrong type, or out of its range.
+  """
+  fixed = 'low_res_noise'  # What samples have it as they were trained.
+  known = [f.name for f in dataclasses.fields(SampleConfig) if f.name != fixed]
+  if unknown := [name for name in asked if name not in known]:
+    raise ValueError(
+      f'{unknown[0]!r} is no setting of the sampling; expected any of'
+      f' {", ".join(known)}.'
+    )
+  values = {name: getattr(default, name) for name in known} | dict(asked)
+  made = _build(SampleConfig, values, 'sampling')
+  return dataclasses.replace(made, low_res_noise=default.low_res_noise)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ from composer_jax.conditions import by_name
 from composer_jax.diffusion.resolution import to_float
 from composer_jax.images import Picture
 from composer_jax.sampling.cascade import Denoising
+from composer_jax.sampling.guidance import Branch, Wish
 from composer_jax.seeds import generator
 from composer_jax.sharding.mesh import make_mesh
 from composer_jax.training.stages import Diffusion
@@ -61,7 +62,8 @@ class GridSampler:
     columns = [original]
     for wanted in (names, *([name] for name in names)):
       kept = {name: np.full(len(keys), name in wanted) for name in names}
-      columns.append(np.asarray(self._denoising(self._stored, kept, keys, low_res)))
+      wish = Wish((Branch(self._stored, kept),), np.ones((1, len(keys)), np.float32))
+      columns.append(np.asarray(self._denoising(wish, keys, low_res)))
     grid = np.stack(columns, axis=1)
     rows, count = grid.shape[:2]
     grid = grid.transpose(0, 2, 1, 3, 4).reshape(rows * size, count * size, 3)

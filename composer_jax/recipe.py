@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import io
 import json
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -15,10 +16,14 @@ import numpy as np
 from composer_jax import __version__
 from composer_jax.composer import Composer
 from composer_jax.conditions import by_name
+from composer_jax.config import SampleConfig, settings_from
 from composer_jax.images import encode_png, png_text
+from composer_jax.sampling.expression import Term
 
 FIELD = 'composer_jax'
 """Name of the text field of the PNG."""
+BASE = 'base'
+"""In the place of a term's number, for the conditions that guidance leads away from."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,29 +33,44 @@ class Recipe:
   Attributes:
     model: fingerprint of the model it is for.
     seed: of the noise.
-    steps: DDIM steps of the base model; the model's own if None.
-    guidance: classifier-free guidance scale; the model's own if None.
-    eta: of DDIM; the model's own if None.
-    conditions: stored values by name, without a batch axis.
+    terms: what the image follows, with stored values without a batch axis.
+    strengths: of conditions by name; 1 if missing.
+    windows: of conditions by name, as in `Composer.compose`.
+    base: conditions that guidance leads away from, by name; none if empty.
+    sampling: fields of `config.SampleConfig`; the model's own if missing.
   """
 
   model: str
   seed: int
-  steps: int | None
-  guidance: float | None
-  eta: float | None
-  conditions: Mapping[str, np.ndarray]
+  terms: tuple[Term, ...]
+  strengths: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  windows: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+  base: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def to_json(self) -> str:
-    """The recipe as text; the conditions are a base64 of NumPy's npz."""
+    """The recipe as text; the conditions are a base64 of NumPy's npz.
+
+    Its arrays are named `TERM.CONDITION`, with the number of the term or `base`.
+    """
+    arrays: dict[str, Any] = {}
+    sets = {str(i): term.values for i, term in enumerate(self.terms)}
+    for key, values in (sets | {BASE: self.base}).items():
+      # In one order, so that the same recipe is the same text.
+      arrays |= {f'{key}.{c.name}': values[c.name] for c in by_name(values)}
     buffer = io.BytesIO()
-    # In one order, so that the same recipe is the same text.
-    names = [c.name for c in by_name(self.conditions)]
-    arrays: dict[str, Any] = {name: self.conditions[name] for name in names}
     np.savez_compressed(buffer, **arrays)
-    plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-    plain['conditions'] = base64.b64encode(buffer.getvalue()).decode()
-    return json.dumps({'version': __version__, **plain})
+    plain = {
+      'version': __version__,
+      'model': self.model,
+      'seed': self.seed,
+      'weights': [term.weight for term in self.terms],
+      'strengths': dict(self.strengths),
+      'windows': {name: list(window) for name, window in self.windows.items()},
+      'sampling': dict(self.sampling),
+      'conditions': base64.b64encode(buffer.getvalue()).decode(),
+    }
+    return json.dumps(plain)
 
   @classmethod
   def from_json(cls, text: str, name: str) -> Recipe:
@@ -63,22 +83,48 @@ class Recipe:
       plain = json.loads(text)
       plain.pop('version')
       archive = io.BytesIO(base64.b64decode(plain.pop('conditions')))
+      sets: dict[str, dict[str, np.ndarray]] = {}
       with np.load(archive, allow_pickle=False) as arrays:
-        conditions = {c.name: arrays[c.name] for c in by_name(arrays.files)}
-      if type(plain['seed']) is not int or not 0 <= plain['seed'] < 2**32:
-        raise ValueError(f'seed {plain["seed"]!r}')
-      if type(plain['steps']) not in (int, type(None)):
-        raise ValueError(f'steps {plain["steps"]!r}')
-      for field in ('guidance', 'eta'):
-        value = plain[field]
-        if type(value) not in (int, float, type(None)) or not np.isfinite(value or 0):
-          raise ValueError(f'{field} {value!r}')
-      return cls(conditions=conditions, **plain)
+        for key in arrays.files:
+          term, condition = key.split('.')
+          sets.setdefault(term, {})[condition] = arrays[key]
+      weights = plain.pop('weights')
+      keys = [str(i) for i in range(len(weights))]
+      if unknown := sets.keys() - {*keys, BASE}:
+        raise ValueError(f'conditions of term {min(unknown)!r}')
+      for values in sets.values():
+        by_name(values)
+      recipe = cls(
+        terms=tuple(
+          Term(float(weight), sets.get(key, {}))
+          for key, weight in zip(keys, weights, strict=True)
+        ),
+        base=sets.get(BASE, {}),
+        **plain,
+      )
+      recipe._check()
+      return recipe
     except Exception as error:  # Hostile bytes make zipfile and zlib raise anything.
       raise ValueError(
         f'{name} holds a damaged recipe ({error}); expected a PNG that'
         ' `composer-jax compose` wrote and no program changed.'
       ) from error
+
+  def _check(self) -> None:
+    """Refuses values that no recipe can have."""
+    if type(self.seed) is not int or not 0 <= self.seed < 2**32:
+      raise ValueError(f'seed {self.seed!r}')
+    if not self.terms:
+      raise ValueError('no terms')
+    by_name([*self.strengths, *self.windows])
+    numbers = [term.weight for term in self.terms]
+    numbers += [*self.strengths.values()]
+    numbers += [edge for window in self.windows.values() for edge in window]
+    if not all(type(x) in (int, float) and math.isfinite(x) for x in numbers):
+      raise ValueError(f'one of the numbers {numbers}')
+    if any(len(window) != 2 for window in self.windows.values()):
+      raise ValueError(f'windows {self.windows!r}')
+    settings_from(SampleConfig(), self.sampling)
 
 
 def make(composer: Composer, recipe: Recipe) -> np.ndarray:
@@ -93,12 +139,13 @@ def make(composer: Composer, recipe: Recipe) -> np.ndarray:
       f'The recipe is for model {recipe.model:.16}, this one is {here:.16}; the image'
       ' would be another. Give the folder of that model.'
     )
-  return composer.compose(
-    {name: array[None] for name, array in recipe.conditions.items()},
+  return composer.compose_terms(
+    [recipe.terms],
     seeds=np.array([recipe.seed]),
-    steps=recipe.steps,
-    guidance=recipe.guidance,
-    eta=recipe.eta,
+    strengths=recipe.strengths,
+    windows=recipe.windows,
+    base=recipe.base or None,
+    sampling=recipe.sampling,
   )[0]
 
 

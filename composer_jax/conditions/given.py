@@ -40,7 +40,7 @@ def first_guess(
     conditions: that the model knows.
     stored: their values by name, (B, *shape), local ones on a grid of S or a multiple
       of it. A pixel counts as given where all that it averages over is.
-    kept: by name, bool (B,): which samples follow the condition.
+    kept: by name, (B,): which samples follow the condition, 0 or False for none.
     given_spread: of images around the pixels that a condition gives; 0 leaves these
       to the network.
     low_res: enlarged low-resolution images (B, S, S, 3), or None.
@@ -63,7 +63,8 @@ def first_guess(
       given = condition.given(stored[condition.name])
       if given is not None:
         colour, where = (_averaged(x, x_t.shape[1]) for x in given)
-        where = (where > 1 - 1e-6) & kept[condition.name].reshape(-1, 1, 1, 1)
+        follow = kept[condition.name] != 0
+        where = (where > 1 - 1e-6) & follow.reshape(-1, 1, 1, 1)
         image = jnp.where(where, colour, guess.image)
         guess = Guess(image, jnp.where(where, given_spread, guess.spread))
   return guess

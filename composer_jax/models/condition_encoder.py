@@ -29,8 +29,9 @@ class Encoded(NamedTuple):
 
 
 def _keep(x: jax.Array, kept: jax.Array) -> jax.Array:
-  """Zeroes the samples that dropped a condition; no rescaling."""
-  return jnp.where(kept.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
+  """Zeroes the samples that dropped a condition, scales those of another strength."""
+  strength = kept.reshape(-1, *[1] * (x.ndim - 1))
+  return jnp.where(strength != 0, x * strength, 0)
 
 
 class LocalStack(nnx.Module):
@@ -166,7 +167,8 @@ class ConditionEncoder(nnx.Module):
 
     Args:
       stored: arrays (B, *shape) by name.
-      kept: bool (B,) by name; False means a zero embedding.
+      kept: (B,) by name: True or 1 as trained, False or 0 a zero embedding, any other
+        number an embedding that many times as large.
     """
     embeddings: list[jax.Array] = []
     contexts: list[jax.Array] = []

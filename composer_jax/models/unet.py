@@ -232,7 +232,8 @@ class UNet(nnx.Module):
       x_t: noisy images (B, S, S, 3), float.
       t: diffusion steps (B,), int.
       stored: conditions by name, as stored in records, (B, *shape).
-      kept: by name, bool (B,): False drops the condition for that sample.
+      kept: by name, (B,): False or 0 drops the condition for that sample, other
+        numbers are its strength.
       low_res: for an upsampler, the low-resolution images in [-1, 1], already
         resized to (B, S, S, 3).
       level: for an upsampler, noise augmentation level (B,) in [0, 1000).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from flax import nnx
 
 from composer_jax.conditions import by_name
 from composer_jax.conditions.given import first_guess
-from composer_jax.config import Config
+from composer_jax.config import Config, SampleConfig
 from composer_jax.diffusion.process import (
   coefficients,
   to_eps_and_x0,
@@ -22,8 +23,46 @@ from composer_jax.diffusion.resolution import add_noise, enlarge
 from composer_jax.diffusion.schedule import make_schedule
 from composer_jax.models.unet import UNet
 from composer_jax.sampling.ddim import ddim
-from composer_jax.sampling.guidance import classifier_free, unguided
-from composer_jax.sampling.loop import initial_noise, sample, timesteps
+from composer_jax.sampling.ddpm import ddpm
+from composer_jax.sampling.dpm_solver import dpm_solver
+from composer_jax.sampling.guidance import Guidance, Wish, follow, guide
+from composer_jax.sampling.loop import (
+  Sampler,
+  Spacing,
+  initial_noise,
+  sample,
+  timesteps,
+)
+from composer_jax.sampling.threshold import dynamic, static
+
+CEILING = 2.0
+"""Dynamic thresholding divides by at most this; data are within 1."""
+
+
+class Knobs(NamedTuple):
+  """Settings of the sampling that change without compiling anew."""
+
+  guidance: Guidance
+  eta: float
+  percentile: float
+
+
+class Plan(NamedTuple):
+  """Settings of the sampling that are compiled in.
+
+  Attributes:
+    sampler: its name.
+    steps: how many.
+    spacing: of the timesteps.
+    guided: False for one pass over the first term alone.
+    dynamic: whether the threshold is.
+  """
+
+  sampler: str
+  steps: int
+  spacing: Spacing
+  guided: bool
+  dynamic: bool
 
 
 class Denoising:
@@ -45,48 +84,61 @@ class Denoising:
     self.config, self.condition_shapes = config, condition_shapes
     self.weights = weights
     self._sample = jax.jit(
-      functools.partial(sample_stage, config, graph), static_argnames='steps'
+      functools.partial(sample_stage, config, graph), static_argnames='plan'
     )
 
   def __call__(
     self,
-    stored: Mapping[str, np.ndarray],
-    kept: Mapping[str, np.ndarray],
+    wish: Wish,
     keys: jax.Array,
-    low_res: jax.Array | None,
-    *,
-    steps: int | None = None,
-    guidance: float | None = None,
-    eta: float | None = None,
+    low_res: jax.Array | None = None,
+    settings: SampleConfig | None = None,
   ) -> jax.Array:
-    """Samples float images (B, S, S, 3) in [-1, 1]; see `sample_stage`."""
-    default = self.config.sample
-    scale = default.guidance if guidance is None else guidance
+    """Samples float images (B, S, S, 3) in [-1, 1]; see `sample_stage`.
+
+    Conditions that the stage does not know are left out. At guidance 1 an upsampler
+    follows the first term alone: what is to be avoided is the base model's affair.
+    """
+    settings = self.config.sample if settings is None else settings
     names = self.config.unet.conditions
-    return self._sample(
-      self.weights,
-      {name: stored[name] for name in names},
-      {name: kept[name] for name in names},
-      keys,
-      low_res,
-      None if scale == 1 else scale,
-      default.eta if eta is None else eta,
-      steps=default.steps if steps is None else steps,
+    alone = len(wish.terms) == 1 and wish.base is None
+    plan = Plan(
+      sampler=settings.sampler,
+      steps=settings.steps,
+      spacing=settings.spacing,
+      guided=settings.guidance != 1 or not (alone or self.config.unet.low_res_size),
+      dynamic=settings.percentile > 0,
     )
+    knobs = Knobs(
+      Guidance(settings.guidance, settings.interval, settings.rescale),
+      settings.eta,
+      settings.percentile,
+    )
+    terms = wish.terms if plan.guided else wish.terms[:1]
+    known = Wish(
+      tuple(term.only(names) for term in terms),
+      wish.weights[: len(terms)],
+      wish.base.only(names) if wish.base and plan.guided else None,
+    )
+    return self._sample(self.weights, known, keys, low_res, knobs, plan=plan)
+
+
+def _sampler(plan: Plan, knobs: Knobs) -> Sampler:
+  if plan.sampler == 'ddim':
+    return ddim(knobs.eta)
+  return {'ddpm': ddpm, 'dpm_solver': dpm_solver}[plan.sampler]()
 
 
 def sample_stage(
   config: Config,
   graph: nnx.GraphDef,
   weights: nnx.State,
-  stored: Mapping[str, jax.Array],
-  kept: Mapping[str, jax.Array],
+  wish: Wish,
   keys: jax.Array,
   low_res: jax.Array | None,
-  guidance: jax.Array | float | None,
-  eta: jax.Array | float,
+  knobs: Knobs,
   *,
-  steps: int,
+  plan: Plan,
 ) -> jax.Array:
   """Samples one stage; pure, to be jitted.
 
@@ -94,13 +146,11 @@ def sample_stage(
     config: of the stage.
     graph: of its model.
     weights: of its model.
-    stored: conditions by name (B, *shape).
-    kept: by name, bool (B,).
+    wish: what B images are to follow.
     keys: random keys (B,), one an image.
     low_res: for an upsampler, images (B, s, s, 3) in [-1, 1].
-    guidance: classifier-free guidance scale; None is that of 1, in half the time.
-    eta: of DDIM.
-    steps: of DDIM.
+    knobs: settings that may be traced.
+    plan: settings that are not.
 
   Returns:
     float32 (B, S, S, 3) in [-1, 1].
@@ -118,7 +168,7 @@ def sample_stage(
     low_res = enlarge(add_noise(low_res, level, noise), shape.image_size)
 
   def model(x_t, t, stored, kept):
-    # Guidance doubles the batch; the low-resolution image is the same in both.
+    # Guidance repeats the batch; the low-resolution image is the same in each.
     repeat = len(x_t) // len(keys)
     enlarged = None if low_res is None else jnp.concatenate([low_res] * repeat)
     output = unet(
@@ -130,7 +180,6 @@ def sample_stage(
       level=None if level is None else jnp.concatenate([level] * repeat),
     )
     output = output[..., :3]
-    c = coefficients(alphas_cumprod, t, x_t.ndim)
     guess = first_guess(
       x_t,
       conditions,
@@ -140,37 +189,39 @@ def sample_stage(
       low_res=enlarged,
       low_res_spread=diffusion.low_res_spread,
     )
-    if guess is not None:
-      output = velocity_around(guess.image, guess.spread, output, x_t, c)
-    return to_eps_and_x0(diffusion.prediction, output, x_t, c)
+    if guess is None:
+      return output
+    c = coefficients(alphas_cumprod, t, x_t.ndim)
+    return velocity_around(guess.image, guess.spread, output, x_t, c)
 
-  if guidance is None:
-    denoise = unguided(model, stored, kept)
+  if plan.guided:
+    predict = guide(model, wish, knobs.guidance, diffusion.num_steps)
   else:
-    denoise = classifier_free(model, stored, kept, guidance)
+    predict = follow(model, wish.terms[0], diffusion.num_steps)
+
+  def denoise(x_t, t):
+    c = coefficients(alphas_cumprod, t, x_t.ndim)
+    return to_eps_and_x0(diffusion.prediction, predict(x_t, t), x_t, c)
+
   x_0 = sample(
     denoise,
-    ddim(eta),
+    _sampler(plan, knobs),
     initial_noise(keys, (shape.image_size, shape.image_size, 3)),
     alphas_cumprod,
-    timesteps(diffusion.num_steps, steps, 'trailing'),
+    timesteps(diffusion.num_steps, plan.steps, plan.spacing),
     keys,
-    clip=True,
+    threshold=dynamic(knobs.percentile, CEILING) if plan.dynamic else static(),
   )
   return jnp.clip(x_0, -1, 1)
 
 
 def run_cascade(
   stages: Sequence[Denoising],
-  stored: Mapping[str, np.ndarray],
-  kept: Mapping[str, np.ndarray],
+  wish: Wish,
   seeds: np.ndarray,
-  *,
-  steps: int | None = None,
-  guidance: float | None = None,
-  eta: float | None = None,
+  settings: SampleConfig | None = None,
 ) -> np.ndarray:
-  """Runs all stages; what is asked for (steps, guidance, eta) goes to the first.
+  """Runs all stages; `settings` are for the first, the others have their own.
 
   Returns:
     uint8 sRGB (B, S, S, 3).
@@ -179,15 +230,6 @@ def run_cascade(
   images = None
   for index, stage in enumerate(stages):
     stage_keys = jax.vmap(lambda key, i=index: jax.random.fold_in(key, i))(keys)
-    first = index == 0
-    images = stage(
-      stored,
-      kept,
-      stage_keys,
-      images,
-      steps=steps if first else None,
-      guidance=guidance if first else None,
-      eta=eta if first else None,
-    )
+    images = stage(wish, stage_keys, images, None if index else settings)
   assert images is not None  # There is a base model at least.
   return np.asarray(jnp.round((images + 1) * 127.5)).astype(np.uint8)

@@ -23,18 +23,45 @@ class Step(NamedTuple):
     alpha_cumprod: float32 scalar at t.
     previous_alpha_cumprod: float32 scalar at `previous_t`; 1 for the clean image,
       which diffusers calls `set_alpha_to_one=True`.
+    last_alpha_cumprod: float32 scalar at the timestep visited before t; in the first
+      step at t itself.
   """
 
   t: jax.Array
   previous_t: jax.Array
   alpha_cumprod: jax.Array
   previous_alpha_cumprod: jax.Array
+  last_alpha_cumprod: jax.Array
+
+
+class Estimate(NamedTuple):
+  """What is predicted from x_t, each shaped as x_t.
+
+  Attributes:
+    eps: the noise in it.
+    x_0: the clean image.
+    last_x_0: the clean image as it was predicted one step earlier; in the first step
+      `x_0` itself.
+  """
+
+  eps: jax.Array
+  x_0: jax.Array
+  last_x_0: jax.Array
 
 
 # (x_t (B, ...), t int32 scalar) -> (eps, x_0), both shaped as x_t.
 Denoiser = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
-# (x_t, eps, x_0, step, noise) -> x at step.previous_t; `noise` is N(0, I) as x_t.
-Sampler = Callable[[jax.Array, jax.Array, jax.Array, Step, jax.Array], jax.Array]
+# (x_t, estimate, step, noise) -> x at step.previous_t; `noise` is N(0, I) as x_t.
+Sampler = Callable[[jax.Array, Estimate, Step, jax.Array], jax.Array]
+# A predicted x_0 (B, ...) -> one within the range of the data.
+Threshold = Callable[[jax.Array], jax.Array]
+# (x_t -> eps, x_t, step, keys (B,) of this step) -> another x at the same step.t.
+Corrector = Callable[
+  [Callable[[jax.Array], jax.Array], jax.Array, Step, jax.Array], jax.Array
+]
+
+_CORRECTION = 2**31
+"""The draw of each key that begets those of a corrector; no run has as many steps."""
 
 
 def timesteps(num_train: int, num_sample: int, spacing: Spacing) -> np.ndarray:
@@ -74,8 +101,12 @@ def timesteps(num_train: int, num_sample: int, spacing: Spacing) -> np.ndarray:
   return steps.astype(np.int32)
 
 
-def _draw(keys: jax.Array, index: jax.Array | int, shape: tuple[int, ...]) -> jax.Array:
-  # One key an image, so that its noise does not depend on who shares its batch.
+def draw(keys: jax.Array, index: jax.Array | int, shape: tuple[int, ...]) -> jax.Array:
+  """Draws float32 (B, *shape) from N(0, I), number `index` of each of the keys (B,).
+
+  Each image has a key, so that its noise does not depend on who shares its batch.
+  """
+
   def draw_one(key):
     return jax.random.normal(jax.random.fold_in(key, index), shape, jnp.float32)
 
@@ -84,7 +115,7 @@ def _draw(keys: jax.Array, index: jax.Array | int, shape: tuple[int, ...]) -> ja
 
 def initial_noise(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   """Draws x_T: float32 (B, *shape), one image for each of the keys (B,)."""
-  return _draw(keys, 0, shape)
+  return draw(keys, 0, shape)
 
 
 def sample(
@@ -95,7 +126,8 @@ def sample(
   timesteps: jax.Array | np.ndarray,
   keys: jax.Array,
   *,
-  clip: bool = False,
+  threshold: Threshold | None = None,
+  corrector: Corrector | None = None,
 ) -> jax.Array:
   """Runs the reverse process.
 
@@ -107,9 +139,12 @@ def sample(
     timesteps: int (N,), descending.
     keys: random keys (B,), one an image. Image i is the same in every batch in
       which it comes with the same key, as far as `denoise` treats images alone.
-    clip: clips the predicted x_0 to [-1, 1] and derives eps anew from it, as GLIDE
-      does; in diffusers that is `clip_sample=True` in the scheduler together with
-      `use_clipped_model_output=True` in each step.
+    threshold: brings the predicted x_0 into the range of the data, such as `static()`;
+      eps is derived anew from it, as GLIDE does. In diffusers that is `clip_sample`
+      or `thresholding` in the scheduler together with
+      `use_clipped_model_output=True` in each step of DDIM.
+    corrector: what to do at each timestep before leaving it, such as
+      `langevin(steps, size)`.
 
   Returns:
     x_0, float32 (B, ...).
@@ -123,19 +158,29 @@ def sample(
   t = jnp.asarray(timesteps, jnp.int32)
   previous_t = jnp.append(t[1:], -1)
   previous_alphas = jnp.where(previous_t < 0, 1.0, alphas[previous_t])
-  steps = Step(t, previous_t, alphas[t], previous_alphas)
+  last_alphas = alphas[jnp.append(t[:1], t[:-1])]
+  steps = Step(t, previous_t, alphas[t], previous_alphas, last_alphas)
 
-  def advance(x_t, now):
+  def estimate(x_t, t):
+    eps, x_0 = denoise(x_t, t)
+    if threshold is not None:
+      c = coefficients(alphas, t, x_t.ndim)
+      eps, x_0 = to_eps_and_x0('x0', threshold(x_0), x_t, c)
+    return eps, x_0
+
+  def advance(carry, now):
+    x_t, last_x_0 = carry
     step, index = now
-    eps, x_0 = denoise(x_t, step.t)
-    if clip:
-      x_0 = jnp.clip(x_0, -1, 1)
-      c = coefficients(alphas, step.t, x_t.ndim)
-      eps, x_0 = to_eps_and_x0('x0', x_0, x_t, c)
-    noise = _draw(keys, index, x_t.shape[1:])
-    return sampler(x_t, eps, x_0, step, noise), None
+    if corrector is not None:
+      own = fold_in(fold_in(keys, _CORRECTION), index)
+      x_t = corrector(lambda x: estimate(x, step.t)[0], x_t, step, own)
+    eps, x_0 = estimate(x_t, step.t)
+    last_x_0 = jnp.where(index == 1, x_0, last_x_0)
+    noise = draw(keys, index, x_t.shape[1:])
+    return (sampler(x_t, Estimate(eps, x_0, last_x_0), step, noise), x_0), None
 
   # Draw 0 of each key is the initial noise.
   index = jnp.arange(1, len(t) + 1)
-  x_0, _ = jax.lax.scan(advance, x_T, (steps, index))
+  fold_in = jax.vmap(jax.random.fold_in, in_axes=(0, None))
+  (x_0, _), _ = jax.lax.scan(advance, (x_T, jnp.zeros_like(x_T)), (steps, index))
   return x_0

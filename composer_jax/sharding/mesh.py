@@ -7,19 +7,18 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 AXES = ('data', 'fsdp')
 
 
-def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
-  """A (data, fsdp) mesh over all devices; -1 takes what is left.
+def mesh_sizes(data: int, fsdp: int, count: int) -> tuple[int, int]:
+  """The sizes of the axes over `count` devices; -1 takes what is left.
 
   Raises:
     ValueError: the sizes do not multiply to the number of devices.
   """
-  count = jax.device_count()
   sizes = [data, fsdp]
   if sizes.count(-1) > 1:
     raise ValueError('Only one of mesh.data and mesh.fsdp can be -1.')
@@ -31,8 +30,15 @@ def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
       f'mesh.data x mesh.fsdp is {sizes[0]} x {sizes[1]}; expected a product of'
       f' {count}, the number of devices.'
     )
+  return sizes[0], sizes[1]
+
+
+def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
+  """A (data, fsdp) mesh over all devices; see `mesh_sizes`."""
   types = (jax.sharding.AxisType.Auto,) * len(AXES)
-  return jax.make_mesh(tuple(sizes), AXES, axis_types=types)
+  return jax.make_mesh(
+    mesh_sizes(data, fsdp, jax.device_count()), AXES, axis_types=types
+  )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -45,7 +51,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P())
 
 
-def weight_shardings(mesh: Mesh, tree: Any) -> Any:
+def weight_shardings(mesh: Mesh | AbstractMesh, tree: Any) -> Any:
   """Splits each weight along its longest axis that the fsdp devices divide.
 
   Args:

@@ -26,7 +26,8 @@ def test_help_lists_each_verb_with_what_it_does(capsys):
   assert cli.main(['--help']) == 0
   output = capsys.readouterr()
   modules = {path.stem for path in (ROOT / 'composer_jax' / 'commands').glob('*.py')}
-  assert set(cli.VERBS) == modules - {'__init__'}
+  named = {cli.MODULES.get(verb, verb) for verb in cli.VERBS}
+  assert named == modules - {'__init__'}
   for verb, what in cli.VERBS.items():
     assert re.search(rf'^  {verb} +{re.escape(what)}$', output.out, re.MULTILINE)
   assert output.err == ''
@@ -103,6 +104,7 @@ def test_each_verb_refuses_flags_that_it_lacks(capsys, verb):
     ['prepare', '--source', 'folder:{absent}', '--out', '{out}'],
     ['decompose', '{absent}', '--out', '{out}'],
     ['decompose', '{text}', '--out', '{out}'],
+    ['import', '--kind', 'clip', '--from', '{absent}', '--out', '{out}'],
     ['train', '--workdir', '{out}', '--config', '{absent}'],
     ['train', '--workdir', '{out}', '--config', 'configs/demo/base.py', '--no-such'],
     ['train', '--workdir', '{out}', '--config', 'configs/demo/base.py'],

@@ -35,10 +35,10 @@ def test_more_images_than_a_batch_equal_those_of_their_seeds(composer):
   count = 40
   stored = {'palette': stored_of(composer, count)['palette']}
   seeds = np.arange(count)
-  images = composer.compose(stored, seeds=seeds, steps=1)
+  images = composer.compose(stored, seeds=seeds, sampling={'steps': 1})
   assert images.shape == (count, SIZE, SIZE, 3)
   last = composer.compose(
-    {'palette': stored['palette'][33:]}, seeds=seeds[33:], steps=1
+    {'palette': stored['palette'][33:]}, seeds=seeds[33:], sampling={'steps': 1}
   )
   # Sums in another order round differently, by a gray level at most.
   assert np.abs(images[33:].astype(int) - last).max() <= 1

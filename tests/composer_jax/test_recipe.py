@@ -14,6 +14,7 @@ from PIL import Image
 import composer_jax
 from composer_jax import recipe
 from composer_jax.images import Picture, encode_png, png_text
+from composer_jax.sampling.expression import Term
 from tests.composer_jax.tiny import EMBEDDED, NAMES, SIZE, composer_of
 
 
@@ -37,25 +38,42 @@ def full(composer, stored):
   return recipe.Recipe(
     model=composer.fingerprint,
     seed=2**32 - 1,
-    steps=2,
-    guidance=0.1 + 0.2,  # No short decimal number.
-    eta=1 / 3,
-    conditions=stored,
+    terms=(Term(1.0, stored), Term(-0.7, {'palette': stored['palette'][::-1]})),
+    strengths={'sketch': 0.5},
+    windows={'depth': (0.0, 0.4)},
+    base={'intensity': stored['intensity']},
+    # No short decimal numbers.
+    sampling={'steps': 2, 'guidance': 0.1 + 0.2, 'eta': 1 / 3, 'interval': (0.0, 0.9)},
   )
 
 
 def assert_same(one, two):
-  assert {**vars(one), 'conditions': None} == {**vars(two), 'conditions': None}
-  assert one.conditions.keys() == two.conditions.keys()
-  for name, array in one.conditions.items():
-    assert two.conditions[name].dtype == array.dtype
-    assert two.conditions[name].shape == array.shape
-    assert two.conditions[name].tobytes() == array.tobytes()
+  for field in ('model', 'seed', 'strengths'):
+    assert getattr(one, field) == getattr(two, field)
+  for field in ('windows', 'sampling'):
+    ours, theirs = (json.dumps(getattr(side, field)) for side in (one, two))
+    assert ours == theirs
+  assert [t.weight for t in one.terms] == [t.weight for t in two.terms]
+  assert_same_arrays(one.base, two.base)
+  for ours, theirs in zip(one.terms, two.terms, strict=True):
+    assert_same_arrays(ours.values, theirs.values)
+
+
+def assert_same_arrays(one, two):
+  assert one.keys() == two.keys()
+  for name, array in one.items():
+    assert two[name].dtype == array.dtype
+    assert two[name].shape == array.shape
+    assert two[name].tobytes() == array.tobytes()
+
+
+def plain_recipe(model, conditions, **more):
+  return recipe.Recipe(model, 0, (Term(1.0, conditions),), **more)
 
 
 @pytest.mark.parametrize('name', NAMES)
 def test_each_condition_comes_back_from_a_png_bit_by_bit(full, stored, tmp_path, name):
-  one = dataclasses.replace(full, conditions={name: stored[name]})
+  one = plain_recipe(full.model, {name: stored[name]})
   path = tmp_path / 'made.png'
   path.write_bytes(recipe.to_png(np.zeros((4, 4, 3), np.uint8), one))
   assert_same(one, recipe.from_png(path))
@@ -64,12 +82,12 @@ def test_each_condition_comes_back_from_a_png_bit_by_bit(full, stored, tmp_path,
 def test_everything_together_comes_back(full, tmp_path):
   path = tmp_path / 'made.png'
   path.write_bytes(recipe.to_png(np.zeros((4, 4, 3), np.uint8), full))
-  assert set(full.conditions) == set(NAMES)
+  assert set(full.terms[0].values) == set(NAMES)
   assert_same(full, recipe.from_png(path))
 
 
 def test_what_was_left_to_the_model_comes_back_as_that(full, tmp_path):
-  one = recipe.Recipe(full.model, 0, None, None, None, {})
+  one = plain_recipe(full.model, {})
   path = tmp_path / 'made.png'
   path.write_bytes(recipe.to_png(np.zeros((4, 4, 3), np.uint8), one))
   assert_same(one, recipe.from_png(path))
@@ -88,7 +106,8 @@ def test_the_recipe_is_text_that_names_what_it_holds(full):
   assert plain['seed'] == 2**32 - 1
   assert plain['model'] == full.model
   with np.load(io.BytesIO(base64.b64decode(plain['conditions']))) as arrays:
-    assert set(arrays.files) == set(NAMES)
+    first = {f'0.{name}' for name in NAMES}
+    assert set(arrays.files) == first | {'1.palette', 'base.intensity'}
 
 
 def test_a_recipe_makes_the_same_image_again(composer, full, tmp_path):
@@ -104,18 +123,30 @@ def test_a_recipe_makes_the_same_image_again(composer, full, tmp_path):
 
 def test_all_of_a_recipe_goes_into_the_image(composer, full):
   image = recipe.make(composer, full)
-  changes = [{'seed': 1}, {'steps': 3}, {'guidance': 4.0}, {'eta': 0.0}]
+  first, second = full.terms
+  changes = [
+    {'seed': 1},
+    {'strengths': {}},
+    {'windows': {}},
+    {'base': {}},
+    {'terms': (first,)},
+    {'terms': (first, Term(0.7, second.values))},
+  ]
+  for name, value in (('steps', 3), ('guidance', 4.0), ('eta', 0.0)):
+    changes.append({'sampling': {**full.sampling, name: value}})
   for name in NAMES:
-    rest = {n: array for n, array in full.conditions.items() if n != name}
-    changes.append({'conditions': rest})
+    rest = {n: array for n, array in first.values.items() if n != name}
+    changes.append({'terms': (Term(1.0, rest), second)})
   for change in changes:
     other = recipe.make(composer, dataclasses.replace(full, **change))
     assert (other != image).any(), change.keys()
 
 
 def test_what_a_recipe_leaves_open_is_the_models_own(composer, full):
-  left = dataclasses.replace(full, steps=None, guidance=None, eta=None)
-  spelt = dataclasses.replace(full, steps=3, guidance=1.5, eta=0.5)
+  left = dataclasses.replace(full, sampling={})
+  spelt = dataclasses.replace(
+    full, sampling={'steps': 3, 'guidance': 1.5, 'eta': 0.5, 'sampler': 'ddim'}
+  )
   image = recipe.make(composer, left)
   np.testing.assert_array_equal(image, recipe.make(composer, spelt))
 
@@ -160,7 +191,7 @@ def with_archive(data):
   return lambda plain: plain | {'conditions': base64.b64encode(data).decode()}
 
 
-INTACT = archive_of(sketch=np.random.default_rng(0).bytes(3000))
+INTACT = archive_of(**{'0.sketch': np.random.default_rng(0).bytes(3000)})
 DAMAGES = {
   'not JSON': lambda plain: '{' + json.dumps(plain),
   'empty': lambda plain: '',
@@ -169,7 +200,7 @@ DAMAGES = {
   'no seed': lambda plain: {k: v for k, v in plain.items() if k != 'seed'},
   'no conditions': lambda plain: {k: v for k, v in plain.items() if k != 'conditions'},
   'a field too many': lambda plain: plain | {'colour': 'red'},
-  'a condition nobody knows': with_archive(archive_of(smell=np.zeros(3))),
+  'a condition nobody knows': with_archive(archive_of(**{'0.smell': np.zeros(3)})),
   'conditions that are a number': lambda plain: plain | {'conditions': 5},
   'conditions cut off': lambda plain: plain | {'conditions': plain['conditions'][:-9]},
   'an empty archive': with_archive(b''),
@@ -178,6 +209,16 @@ DAMAGES = {
   'a single array': with_archive(np.lib.format.magic(1, 0) + b'v\0{}'),
   'a seed that is no number': lambda plain: plain | {'seed': 'seven'},
   'no seed at all': lambda plain: plain | {'seed': None},
+  'a term that has no weight': lambda plain: plain | {'weights': [1.0]},
+  'no terms': lambda plain: with_archive(archive_of())(plain) | {'weights': []},
+  'an array of no term': with_archive(archive_of(sketch=np.zeros(3))),
+  'a weight without end': lambda plain: plain | {'weights': [1.0, float('nan')]},
+  'a strength that is none': lambda plain: plain | {'strengths': {'sketch': 'much'}},
+  'a strength of nothing': lambda plain: plain | {'strengths': {'smell': 1.0}},
+  'a window with one end': lambda plain: plain | {'windows': {'depth': [0.5]}},
+  'a setting nobody knows': lambda plain: plain | {'sampling': {'speed': 3}},
+  'no steps': lambda plain: plain | {'sampling': {'steps': 0}},
+  'half a step': lambda plain: plain | {'sampling': {'steps': 1.5}},
 }
 
 
@@ -197,8 +238,8 @@ def test_a_damaged_recipe_is_refused_and_named(full, damage, tmp_path):
 
 @pytest.mark.parametrize('flip', [1, 128])
 def test_one_wrong_byte_among_the_arrays_is_refused_or_harmless(full, flip):
-  arrays = {'sketch': np.arange(400, dtype='f4') % 7, 'palette': np.zeros(180, 'f4')}
-  plain = json.loads(dataclasses.replace(full, conditions=arrays).to_json())
+  arrays = {'palette': np.zeros(180, 'f4'), 'sketch': np.arange(400, dtype='f4') % 7}
+  plain = json.loads(plain_recipe(full.model, arrays).to_json())
   archive = base64.b64decode(plain['conditions'])
   directory = archive.index(b'PK\x01\x02')  # Of the archive, after all arrays.
   refused = 0
@@ -207,7 +248,7 @@ def test_one_wrong_byte_among_the_arrays_is_refused_or_harmless(full, flip):
     wrong[place] ^= flip
     text = json.dumps(with_archive(bytes(wrong))(plain))
     try:
-      read = recipe.Recipe.from_json(text, 'x.png').conditions
+      read = recipe.Recipe.from_json(text, 'x.png').terms[0].values
     except ValueError as error:
       assert 'x.png holds a damaged recipe' in str(error)
       refused += 1
@@ -232,7 +273,7 @@ def test_code_in_a_recipe_is_refused_and_not_run(full, tmp_path):
   mark = tmp_path / 'sprung'
   trap = np.empty(1, object)
   trap[0] = Trap(str(mark))
-  damaged = with_archive(archive_of(sketch=trap))(json.loads(full.to_json()))
+  damaged = with_archive(archive_of(**{'0.sketch': trap}))(json.loads(full.to_json()))
   with pytest.raises(ValueError, match='x.png holds a damaged recipe'):
     recipe.Recipe.from_json(json.dumps(damaged), 'x.png')
   assert not mark.exists()

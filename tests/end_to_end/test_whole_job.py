@@ -91,11 +91,31 @@ def test_an_image_is_composed_and_made_again_bit_for_bit(model, photographs, tmp
   assert again.read_bytes() == first.read_bytes()
 
 
+def test_an_expression_with_everything_is_composed_and_made_again(
+  model, photographs, tmp_path
+):
+  first, again = tmp_path / 'first.png', tmp_path / 'again.png'
+  coffee, rocket = photographs / 'coffee 01.png', photographs / 'rocket 02.png'
+  run(
+    'compose',
+    *('--model', model, '--out', first, '--sampler', 'dpm_solver', '--steps', 4),
+    *('--from', coffee, '--use', 'depth', '--base', f'depth:"{rocket}"'),
+    '--expression',
+    f'sketch:"{coffee}" & (palette:"{rocket}" | 2*palette:#aa3322) & !caption:snow',
+    *('--strength', 'sketch=0.5', '--window', 'depth=0:0.6'),
+    *('--interval', '0.1:0.9', '--rescale', 0.3, '--percentile', 0.95),
+  )
+  run('compose', '--model', model, '--again', first, '--out', again)
+  assert again.read_bytes() == first.read_bytes()
+
+
 @pytest.mark.parametrize(
   ('words', 'message'),
   [
     (('--use', 'sketches'), "Unknown condition 'sketches'"),
     (('--use', 'sketch', '--palette', 'red'), "--palette has 'red'"),
+    (('--use', 'sketch', '--expression', 'a &'), "expression 'a &' is wrong at 'a &'"),
+    (('--use', 'sketch', '--eta', '2'), r'eta is 2.0; expected .* at most 1'),
     (('--use', 'sketch', '--steps', '5000'), '5000 sampling steps .* 1 to 1000'),
   ],
 )

@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import skimage.data
 from PIL import Image
 
 from composer_jax import cli
-from composer_jax.commands.compose import parse_palette
+from composer_jax.commands.compose import (
+  parse_palette,
+  parse_strength,
+  parse_window,
+)
 from composer_jax.conditions.palette import Palette
 from composer_jax.images import Picture
 
@@ -83,6 +89,19 @@ def test_proportions_alone_matter():
   np.testing.assert_allclose(one, two, rtol=1e-6)
 
 
+def test_windows_and_strengths_are_numbers_in_their_ranges():
+  assert parse_window('0:0.6') == (0.0, 0.6)
+  assert parse_window('0.25:0.25') == (0.25, 0.25)
+  assert parse_strength('0.5') == 0.5
+  assert parse_strength('2') == 2.0
+  for bad in ('', '1', '0:1:2', '0.6:0.2', '-1:1', '0:1.1', 'nan:1', 'a:b'):
+    with pytest.raises(ValueError, match=r'expected (START:END|0 <= START)'):
+      parse_window(bad)
+  for bad in ('', '-1', 'nan', 'inf', '1e9', 'much'):
+    with pytest.raises(ValueError, match='expected a number from 0 up'):
+      parse_strength(bad)
+
+
 def compose(tmp_path, *flags):
   model, out = tmp_path / 'model', tmp_path / 'x.png'
   return cli.main(['compose', '--model', str(model), '--out', str(out), *flags])
@@ -144,6 +163,27 @@ def test_an_unknown_condition_is_refused_with_those_that_there_are(
   assert line.startswith(f'composer-jax compose: Unknown condition {name!r}')
   assert 'palette' in line
   assert not (tmp_path / 'x.png').exists()
+
+
+@pytest.mark.parametrize(
+  ('flags', 'said'),
+  [
+    (['--strength', 'sketch'], "--strength is 'sketch'; expected NAME=VALUE"),
+    (['--strength', 'smell=1'], "Unknown condition 'smell'"),
+    (['--window', 'sketch=1:0'], "'1:0' is no window"),
+    (['--interval', 'all'], "'all' is no window"),
+    (['--expression', 'sketch:'], "expression 'sketch:' is wrong at 'sketch:'"),
+    (['--base', '(sketch:a'], r"expression '\(sketch:a' is wrong at its end"),
+    (['--rescale', '2'], r'rescale is 2.0; expected .* at most 1'),
+    (['--steps', '0'], 'steps is 0; expected at least 1'),
+  ],
+)
+def test_a_wrong_wish_is_refused_before_anything_is_loaded(
+  capsys, tmp_path, flags, said
+):
+  assert compose(tmp_path, *flags) == 1
+  (line,) = capsys.readouterr().err.splitlines()
+  assert re.search(said, line)
 
 
 def test_a_missing_model_is_named(capsys, tmp_path):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from flax import nnx
 
 from composer_jax.diffusion.schedule import make_schedule
 from composer_jax.sampling.cascade import run_cascade
+from composer_jax.sampling.guidance import Branch, Wish
 from composer_jax.training.stages import Diffusion
 from tests.composer_jax.tiny import SIZE, denoising, shapes_of
 
@@ -24,6 +27,18 @@ def conditions(count, seed=0):
   return stored, {name: np.ones(count, bool) for name in NAMES}
 
 
+def follow(stage, stored, kept, keys, low_res=None, **settings):
+  """Samples of one term."""
+  wish = wish_of(stored, kept)
+  settings = dataclasses.replace(stage.config.sample, **settings)
+  return stage(wish, keys, low_res, settings)
+
+
+def wish_of(stored, kept):
+  count = len(next(iter(kept.values())))
+  return Wish((Branch(stored, kept),), np.ones((1, count), np.float32))
+
+
 def keys(*seeds):
   return jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
 
@@ -31,7 +46,7 @@ def keys(*seeds):
 def test_a_stage_equals_a_plain_loop_over_its_steps():
   stage = denoising(names=NAMES, diffusion={'prediction': 'v'}, guidance=2.0)
   stored, kept = conditions(2)
-  images = stage(stored, kept, keys(5, 6), None, steps=4, eta=0.0)
+  images = follow(stage, stored, kept, keys(5, 6), steps=4, eta=0.0)
 
   model = model_of(stage)
   alphas = make_schedule('cosine', 1000).alphas_cumprod
@@ -64,20 +79,20 @@ def model_of(stage):
 def test_guidance_1_is_the_same_in_one_pass_as_in_two():
   stage = denoising(names=NAMES)
   stored, kept = conditions(2)
-  one = stage(stored, kept, keys(1, 2), None, guidance=1.0)
-  two = stage(stored, kept, keys(1, 2), None, guidance=1.0 + 1e-7)
+  one = follow(stage, stored, kept, keys(1, 2), guidance=1.0)
+  two = follow(stage, stored, kept, keys(1, 2), guidance=1.0 + 1e-7)
   np.testing.assert_allclose(one, two, atol=1e-4)
 
 
 def test_an_image_depends_on_its_seed_and_not_on_its_batch():
   stage = denoising(names=NAMES)
   stored, kept = conditions(3)
-  together = np.asarray(stage(stored, kept, keys(7, 8, 9), None))
+  together = np.asarray(follow(stage, stored, kept, keys(7, 8, 9)))
   for row, seed in enumerate((7, 8, 9)):
     own = {name: value[row : row + 1] for name, value in stored.items()}
-    alone = stage(own, {name: np.ones(1, bool) for name in NAMES}, keys(seed), None)
+    alone = follow(stage, own, {name: np.ones(1, bool) for name in NAMES}, keys(seed))
     np.testing.assert_allclose(together[row], alone[0], atol=1e-4)
-  other = np.asarray(stage(stored, kept, keys(7, 8, 10), None))
+  other = np.asarray(follow(stage, stored, kept, keys(7, 8, 10)))
   assert (other[2] != together[2]).any()
 
 
@@ -87,13 +102,18 @@ def test_the_cascade_hands_images_up_and_ends_in_bytes():
     names=('sketch',), model={'image_size': 2 * SIZE, 'low_res_size': SIZE}
   )
   stored, kept = conditions(2)
-  images = run_cascade([base, large], stored, kept, np.array([1, 2]), steps=2)
+  images = run_cascade(
+    [base, large],
+    wish_of(stored, kept),
+    np.array([1, 2]),
+    dataclasses.replace(base.config.sample, steps=2),
+  )
   assert images.dtype == np.uint8
   assert images.shape == (2, 2 * SIZE, 2 * SIZE, 3)
   seeds = jax.vmap(jax.random.key)(jnp.asarray([1, 2], jnp.uint32))
   each = [jax.vmap(lambda k, i=i: jax.random.fold_in(k, i))(seeds) for i in (0, 1)]
-  small = base(stored, kept, each[0], None, steps=2)
-  wanted = np.asarray(large(stored, kept, each[1], small))
+  small = follow(base, stored, kept, each[0], steps=2)
+  wanted = np.asarray(follow(large, stored, kept, each[1], small))
   np.testing.assert_array_equal(images, np.round((wanted + 1) * 127.5).astype(np.uint8))
 
 
@@ -102,8 +122,8 @@ def test_an_upsampler_follows_its_low_resolution_image():
     names=('sketch',), model={'image_size': 2 * SIZE, 'low_res_size': SIZE}
   )
   stored, kept = conditions(1)
-  dark, light = (np.full((1, SIZE, SIZE, 3), value, np.float32) for value in (-1, 1))
-  made = [np.asarray(large(stored, kept, keys(1), low)) for low in (dark, light)]
+  flat = [np.full((1, SIZE, SIZE, 3), value, np.float32) for value in (-1, 1)]
+  made = [np.asarray(follow(large, stored, kept, keys(1), low)) for low in flat]
   assert (made[0] != made[1]).any()
 
 
@@ -116,7 +136,7 @@ def test_an_upsampler_that_hardly_may_leave_its_input_returns_it():
   stored, kept = conditions(1)
   small = np.random.default_rng(0).uniform(-0.5, 0.5, (1, SIZE, SIZE, 3))
   wanted = jax.image.resize(small, (1, 2 * SIZE, 2 * SIZE, 3), 'cubic')
-  made = large(stored, kept, keys(1), jnp.asarray(small, jnp.float32), steps=20)
+  made = follow(large, stored, kept, keys(1), jnp.asarray(small, jnp.float32), steps=20)
   np.testing.assert_allclose(made, wanted, atol=1e-2)
 
 
@@ -128,7 +148,7 @@ def test_a_base_model_that_may_not_leave_what_is_given_returns_it():
   mask[..., 3] = 0
   mask[:, :, : SIZE // 2, 3] = 255
   stored = {'mask': mask.astype(np.uint8) * (mask[..., 3:] > 0).astype(np.uint8)}
-  made = base(stored, {'mask': np.array([True, False])}, keys(1, 2), None, steps=20)
+  made = follow(base, stored, {'mask': np.array([True, False])}, keys(1, 2), steps=20)
   error = np.abs(np.asarray(made) - (mask[..., :3] / 127.5 - 1))[:, :, : SIZE // 2]
   assert error[0].max() < 1e-2
   assert error[1].mean() > 0.1
@@ -145,7 +165,47 @@ def test_the_noise_on_the_low_resolution_image_is_drawn_from_the_key(level):
   )
   stored, kept = conditions(1)
   small = np.zeros((1, SIZE, SIZE, 3), np.float32)
-  first = np.asarray(large(stored, kept, keys(1), small))
-  np.testing.assert_array_equal(first, large(stored, kept, keys(1), small))
+  first = np.asarray(follow(large, stored, kept, keys(1), small))
+  np.testing.assert_array_equal(first, follow(large, stored, kept, keys(1), small))
   assert np.isfinite(first).all()
   assert np.abs(first).max() <= 1
+
+
+@pytest.mark.parametrize('sampler', ['ddim', 'ddpm', 'dpm_solver'])
+@pytest.mark.parametrize('percentile', [0.0, 0.9])
+def test_every_sampler_and_threshold_gives_an_image_of_its_own(sampler, percentile):
+  stage = denoising(names=NAMES, diffusion={'prediction': 'v'})
+  stored, kept = conditions(2)
+  settings = {'sampler': sampler, 'percentile': percentile, 'steps': 4}
+  made = np.asarray(follow(stage, stored, kept, keys(1, 2), **settings))
+  assert np.isfinite(made).all()
+  assert np.abs(made).max() <= 1
+  plain = np.asarray(follow(stage, stored, kept, keys(1, 2), steps=4, eta=0.0))
+  assert (made != plain).any()
+
+
+def test_an_upsampler_without_guidance_follows_the_first_term_alone():
+  large = denoising(
+    names=('sketch',),
+    model={'image_size': 2 * SIZE, 'low_res_size': SIZE},
+    guidance=1.0,
+  )
+  stored, kept = conditions(2)
+  first = wish_of(stored, kept)
+  other = Branch({**stored, 'sketch': 255 - stored['sketch']}, kept)
+  both = Wish((*first.terms, other), np.array([[1, 1], [-1, -1]], np.float32))
+  low = jnp.zeros((2, SIZE, SIZE, 3))
+  np.testing.assert_array_equal(
+    large(first, keys(1, 2), low), large(both, keys(1, 2), low)
+  )
+
+
+def test_a_base_model_follows_all_terms_whatever_its_guidance():
+  base = denoising(names=NAMES, guidance=1.0)
+  stored, kept = conditions(2)
+  first = wish_of(stored, kept)
+  other = Branch({**stored, 'sketch': 255 - stored['sketch']}, kept)
+  away = Wish((*first.terms, other), np.array([[1, 1], [-1, 0]], np.float32))
+  one, two = (np.asarray(base(wish, keys(1, 2))) for wish in (first, away))
+  assert np.abs(one[0] - two[0]).max() > 0.01
+  np.testing.assert_allclose(one[1], two[1], atol=1e-4)

@@ -10,7 +10,14 @@ from jax import numpy as jnp
 from composer_jax.diffusion.process import coefficients, to_eps_and_x0
 from composer_jax.diffusion.schedule import make_schedule
 from composer_jax.sampling.ddim import ddim
-from composer_jax.sampling.loop import Step, initial_noise, sample, timesteps
+from composer_jax.sampling.loop import (
+  Estimate,
+  Step,
+  initial_noise,
+  sample,
+  timesteps,
+)
+from composer_jax.sampling.threshold import static
 
 BETAS = {'cosine': 'squaredcos_cap_v2', 'linear': 'linear'}
 SHAPE = (2, 4, 5, 3)
@@ -55,15 +62,15 @@ def our_step(eps, x_t, noise, step, eta, clip):
   clipped = jnp.clip(x_0, -1, 1)
   again, _ = to_eps_and_x0('x0', clipped, x_t, c)
   x_0, eps = jnp.where(clip, clipped, x_0), jnp.where(clip, again, eps)
-  return ddim(eta)(x_t, eps, x_0, step, noise)
+  return ddim(eta)(x_t, Estimate(eps, x_0, x_0), step, noise)
 
 
+@pytest.mark.parametrize('num_sample', [1, 7, 20, 50])
 @pytest.mark.parametrize('clip', [False, True])
 @pytest.mark.parametrize('eta', [0.0, 0.6, 1.0])
 @pytest.mark.parametrize('spacing', ['leading', 'trailing', 'linspace'])
 @pytest.mark.parametrize('schedule', BETAS)
-def test_every_step_equals_that_of_diffusers(schedule, spacing, eta, clip):
-  num_sample = 20
+def test_every_step_equals_that_of_diffusers(schedule, spacing, eta, clip, num_sample):
   scheduler = theirs(schedule, spacing, num_sample, clip)
   alphas = scheduler.alphas_cumprod.numpy()
   rng = np.random.default_rng(1)
@@ -74,7 +81,7 @@ def test_every_step_equals_that_of_diffusers(schedule, spacing, eta, clip):
     # Not the next timestep: diffusers' `linspace` strides and its steps disagree.
     previous = t - 1000 // num_sample
     end = np.float32(1) if previous < 0 else alphas[previous]
-    step = Step(np.int32(t), np.int32(previous), alphas[t], end)
+    step = Step(np.int32(t), np.int32(previous), alphas[t], end, alphas[t])
     got = our_step(predicted_eps(x, t), x, noise, step, eta, clip)
     scale = np.abs(wanted).max()
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=2e-5 * scale)
@@ -90,11 +97,11 @@ def our_run(x_T, eta, alphas, steps, keys):
     eps = jax.pure_callback(predicted_eps, x_t, x_t, t)
     return to_eps_and_x0('eps', eps, x_t, coefficients(alphas, t, x_t.ndim))
 
-  def recording(x_t, eps, x_0, step, noise):
+  def recording(x_t, estimate, step, noise):
     jax.debug.callback(lambda n: NOISES.append(np.array(n)), noise, ordered=True)
-    return ddim(eta)(x_t, eps, x_0, step, noise)
+    return ddim(eta)(x_t, estimate, step, noise)
 
-  return sample(denoise, recording, x_T, alphas, steps, keys, clip=True)
+  return sample(denoise, recording, x_T, alphas, steps, keys, threshold=static())
 
 
 @pytest.mark.parametrize('eta', [0.0, 0.7])
@@ -120,14 +127,15 @@ def test_a_whole_clipped_run_equals_that_of_diffusers(schedule, spacing, eta):
 def test_eta_0_ignores_the_noise_and_the_last_step_returns_x_0():
   rng = np.random.default_rng(3)
   x_t, eps, x_0, noise = rng.normal(size=(4, *SHAPE)).astype(np.float32)
+  estimate = Estimate(eps, x_0, x_0)
   one = jnp.float32(1)
-  step = Step(jnp.int32(9), jnp.int32(4), 0.3 * one, 0.6 * one)
-  quiet = ddim(0.0)(x_t, eps, x_0, step, noise)
-  np.testing.assert_array_equal(quiet, ddim(0.0)(x_t, eps, x_0, step, -5 * noise))
-  assert np.abs(quiet - ddim(0.5)(x_t, eps, x_0, step, noise)).max() > 0.1
-  last = Step(jnp.int32(4), jnp.int32(-1), 0.6 * one, one)
+  step = Step(jnp.int32(9), jnp.int32(4), 0.3 * one, 0.6 * one, 0.3 * one)
+  quiet = ddim(0.0)(x_t, estimate, step, noise)
+  np.testing.assert_array_equal(quiet, ddim(0.0)(x_t, estimate, step, -5 * noise))
+  assert np.abs(quiet - ddim(0.5)(x_t, estimate, step, noise)).max() > 0.1
+  last = Step(jnp.int32(4), jnp.int32(-1), 0.6 * one, one, 0.3 * one)
   for eta in (0.0, 1.0):
-    np.testing.assert_array_equal(ddim(eta)(x_t, eps, x_0, last, noise), x_0)
+    np.testing.assert_array_equal(ddim(eta)(x_t, estimate, last, noise), x_0)
 
 
 MU = np.array([-0.5, 0.1, 0.8], np.float32)

@@ -3,186 +3,198 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (
+  rescale_noise_cfg,
+)
 from jax import numpy as jnp
 
 from composer_jax.diffusion.process import coefficients, to_eps_and_x0
 from composer_jax.diffusion.schedule import make_schedule
-from composer_jax.sampling.ddim import ddim
-from composer_jax.sampling.guidance import classifier_free, unguided
-from composer_jax.sampling.loop import initial_noise, sample, timesteps
+from composer_jax.sampling.guidance import Branch, Guidance, Wish, follow, guide
 
+STEPS = 1000
 ALPHAS = jnp.asarray(make_schedule('cosine').alphas_cumprod, jnp.float32)
-X_T = np.random.default_rng(0).normal(size=(3, 4, 4, 2)).astype(np.float32)
-CONDITIONS = {
-  'hue': np.random.default_rng(1).normal(size=(3, 2)).astype(np.float32),
-  'shade': np.array([40, 200, 90], np.uint8),
-}
-KEPT = {
-  'hue': np.array([True, True, False]),
-  'shade': np.array([True, False, False]),
-}
+RNG = np.random.default_rng(0)
+X_T = RNG.normal(size=(3, 4, 4, 2)).astype(np.float32)
 
 
-def output(x_t, t, conditions, kept):
+def branch(hue_kept=(1, 1, 0), shade_kept=(1, 0, 0), seed=1, **windows):
+  rng = np.random.default_rng(seed)
+  stored = {
+    'hue': rng.normal(size=(3, 2)).astype(np.float32),
+    'shade': rng.integers(0, 256, 3).astype(np.uint8),
+  }
+  kept = {'hue': np.float32(hue_kept), 'shade': np.float32(shade_kept)}
+  return Branch(stored, kept, windows)
+
+
+ONE, TWO, THREE = branch(), branch((1, 1, 1), (0, 1, 0), 2), branch(seed=3)
+ONES = np.ones((1, 3), np.float32)
+
+
+def model(x_t, t, conditions, kept):
   """A stand-in for a network: dropped conditions have no say."""
-  t = t.reshape(-1, 1, 1, 1)
+  t = jnp.reshape(t, (-1, 1, 1, 1))
   hue = (conditions['hue'] * kept['hue'][:, None])[:, None, None, :]
   shade = (conditions['shade'] / 255 * kept['shade'])[:, None, None, None]
   return jnp.tanh(x_t[..., ::-1] * (1 + shade)) + hue * jnp.cos(x_t + t / 300)
 
 
-def make_model(prediction='eps'):
-  def model(x_t, t, conditions, kept):
-    c = coefficients(ALPHAS, t, x_t.ndim)
-    return to_eps_and_x0(prediction, output(x_t, t, conditions, kept), x_t, c)
-
-  return model
-
-
-def direct(prediction, t, guidance):
-  """Two separate passes, image by image, and x_0 made anew from the guided eps."""
-  model, result = jax.jit(make_model(prediction)), []
-  nothing = {name: np.zeros_like(value) for name, value in KEPT.items()}
+def alone(conditions, t):
+  """One pass of its own for each image; float64."""
+  rows = []
   for i in range(len(X_T)):
-    one = slice(i, i + 1)
-    conditions = {name: value[one] for name, value in CONDITIONS.items()}
-    steps = jnp.full((1,), t)
-    kept = {name: value[one] for name, value in KEPT.items()}
-    eps_with, _ = model(X_T[one], steps, conditions, kept)
-    dropped = {name: value[one] for name, value in nothing.items()}
-    eps_without, _ = model(X_T[one], steps, conditions, dropped)
-    w = np.broadcast_to(guidance, len(X_T))[i]
-    eps = eps_without + w * (eps_with - eps_without)
-    a = ALPHAS[t]
-    result.append((eps[0], ((X_T[one] - jnp.sqrt(1 - a) * eps) / jnp.sqrt(a))[0]))
-  return tuple(np.stack(part) for part in zip(*result, strict=True))
+    stored, kept = (
+      {name: value[i : i + 1] for name, value in part.items()}
+      for part in (conditions.stored, conditions.kept)
+    )
+    rows.append(model(X_T[i : i + 1], jnp.full(1, t), stored, kept)[0])
+  return np.stack(rows).astype(np.float64)
 
 
-@pytest.mark.parametrize('guidance', [0.0, 1.0, 3.0, np.float32([0.5, 2, 7])])
-@pytest.mark.parametrize('prediction', ['eps', 'v', 'x0'])
+def nothing(conditions):
+  return Branch(
+    conditions.stored, {name: np.zeros(3, np.float32) for name in conditions.kept}
+  )
+
+
+@pytest.mark.parametrize('scale', [0.0, 1.0, 3.0, np.float32([0.5, 2, 7])])
 @pytest.mark.parametrize('t', [5, 500, 990])
-def test_guided_eps_and_x_0_equal_two_separate_passes(prediction, t, guidance):
-  denoise = classifier_free(make_model(prediction), CONDITIONS, KEPT, guidance)
-  eps, x_0 = denoise(X_T, jnp.int32(t))
-  wanted_eps, wanted_x_0 = direct(prediction, t, guidance)
-  # A v or x0 output loses digits on the way to eps at small t, x_0 at large t.
-  loose = 1e-5 + 1e-6 / np.sqrt(1 - ALPHAS[t])
-  np.testing.assert_allclose(eps, wanted_eps, atol=20 * loose)
-  np.testing.assert_allclose(x_0, wanted_x_0, atol=20 * loose / np.sqrt(ALPHAS[t]))
-  a = ALPHAS[t]
-  again = jnp.sqrt(a) * x_0 + jnp.sqrt(1 - a) * eps
-  np.testing.assert_allclose(again, X_T, atol=5e-5)
+def test_one_term_is_classifier_free_guidance(t, scale):
+  predict = guide(model, Wish((ONE,), ONES), Guidance(scale), STEPS)
+  without = alone(nothing(ONE), t)
+  w = np.broadcast_to(scale, 3)[:, None, None, None]
+  wanted = without + w * (alone(ONE, t) - without)
+  np.testing.assert_allclose(predict(X_T, jnp.int32(t)), wanted, atol=2e-5)
 
 
-def test_one_pass_sees_the_same_batch_twice_and_the_second_half_without_conditions():
+def test_a_base_of_its_own_is_bidirectional_guidance():
+  predict = guide(model, Wish((TWO,), ONES, ONE), Guidance(4.0), STEPS)
+  wanted = 4.0 * alone(TWO, 300) - 3.0 * alone(ONE, 300)
+  np.testing.assert_allclose(predict(X_T, jnp.int32(300)), wanted, atol=2e-5)
+
+
+def test_several_terms_add_up_their_weighted_directions():
+  weights = RNG.normal(size=(3, 3)).astype(np.float32)
+  predict = guide(model, Wish((ONE, TWO, THREE), weights), Guidance(2.0), STEPS)
+  wanted = without = alone(nothing(ONE), 300)
+  for weight, term in zip(weights, (ONE, TWO, THREE), strict=True):
+    direction = alone(term, 300) - without
+    wanted = wanted + 2.0 * weight[:, None, None, None] * direction
+  np.testing.assert_allclose(predict(X_T, jnp.int32(300)), wanted, atol=5e-5)
+
+
+@pytest.mark.parametrize('prediction', ['eps', 'v', 'x0'])
+def test_whatever_is_predicted_guiding_it_guides_eps_and_x_0_alike(prediction):
+  t = 400
+  c = coefficients(ALPHAS, jnp.int32(t), 4)
+  predict = guide(model, Wish((ONE,), ONES), Guidance(3.0), STEPS)
+  ours = to_eps_and_x0(prediction, predict(X_T, jnp.int32(t)), X_T, c)
+  pair = [
+    to_eps_and_x0(prediction, jnp.asarray(alone(b, t), jnp.float32), X_T, c)
+    for b in (nothing(ONE), ONE)
+  ]
+  for made, without, followed in zip(ours, *pair, strict=True):
+    np.testing.assert_allclose(made, without + 3 * (followed - without), atol=1e-4)
+
+
+def test_all_predictions_come_from_one_pass():
   seen = []
 
-  def model(x_t, t, conditions, kept):
-    seen.append((x_t, t, conditions, kept))
-    return x_t, x_t
+  def observed(x_t, t, stored, kept):
+    seen.append((x_t, t, stored, kept))
+    return x_t
 
-  classifier_free(model, CONDITIONS, KEPT, 2.0)(X_T, jnp.int32(7))
-  ((x_t, t, conditions, kept),) = seen
-  np.testing.assert_array_equal(x_t, np.concatenate([X_T, X_T]))
-  np.testing.assert_array_equal(t, [7] * 6)
-  assert t.dtype == jnp.int32
-  for name, value in CONDITIONS.items():
-    np.testing.assert_array_equal(conditions[name], np.concatenate([value, value]))
-    assert conditions[name].dtype == value.dtype
-    np.testing.assert_array_equal(kept[name][:3], KEPT[name])
-    assert kept[name].dtype == bool
-    assert not kept[name][3:].any()
-
-
-def test_an_image_that_keeps_nothing_is_not_moved_by_guidance():
-  def eps(guidance):
-    denoise = classifier_free(make_model(), CONDITIONS, KEPT, guidance)
-    return np.asarray(denoise(X_T, jnp.int32(300))[0])
-
-  np.testing.assert_array_equal(eps(1.0)[2], eps(9.0)[2])
-  assert np.abs(eps(1.0) - eps(9.0))[:2].max(axis=(1, 2, 3)).min() > 0.1
-
-
-def test_a_model_without_conditions_can_be_asked():
-  def model(x_t, t, conditions, kept):
-    assert conditions == kept == {}
-    return 2 * x_t, x_t
-
-  eps, x_0 = classifier_free(model, {}, {}, 3.0)(X_T, jnp.int32(3))
-  np.testing.assert_array_equal(eps, 2 * X_T)
-  np.testing.assert_array_equal(x_0, X_T)
+  guide(observed, Wish((ONE, TWO), np.ones((2, 3))), Guidance(2.0), STEPS)(
+    X_T, jnp.int32(7)
+  )
+  ((x_t, t, stored, kept),) = seen
+  np.testing.assert_array_equal(x_t, np.concatenate([X_T] * 3))
+  np.testing.assert_array_equal(t, [7] * 9)
+  for name in ('hue', 'shade'):
+    assert stored[name].dtype == ONE.stored[name].dtype
+    both = [ONE.kept[name], TWO.kept[name]]
+    np.testing.assert_array_equal(kept[name], np.concatenate([np.zeros(3), *both]))
 
 
 def test_without_guidance_is_guidance_1_in_one_pass():
   seen = []
 
-  def model(x_t, *rest):
+  def observed(x_t, *rest):
     seen.append(len(x_t))
-    return make_model()(x_t, *rest)
+    return model(x_t, *rest)
 
-  t = jnp.asarray(300)
-  plain = unguided(model, CONDITIONS, KEPT)(X_T, t)
-  guided = classifier_free(model, CONDITIONS, KEPT, 1.0)(X_T, t)
-  for ours, wanted in zip(plain, guided, strict=True):
-    np.testing.assert_allclose(ours, wanted, rtol=1e-5, atol=1e-6)
+  plain = follow(observed, ONE, STEPS)(X_T, jnp.int32(300))
+  guided = guide(observed, Wish((ONE,), ONES), Guidance(1.0), STEPS)(
+    X_T, jnp.int32(300)
+  )
+  np.testing.assert_allclose(plain, guided, atol=1e-6)
   assert seen == [3, 6]
 
 
+def test_an_image_that_keeps_nothing_is_not_moved_by_guidance():
+  one, nine = (
+    guide(model, Wish((ONE,), ONES), Guidance(w), STEPS)(X_T, jnp.int32(300))
+    for w in (1.0, 9.0)
+  )
+  np.testing.assert_allclose(one[2], nine[2], atol=1e-6)
+  assert np.abs(one - nine)[:2].max(axis=(1, 2, 3)).min() > 0.1
+
+
+@pytest.mark.parametrize(
+  ('t', 'inside'), [(999, False), (800, False), (700, True), (251, True), (249, False)]
+)
+def test_outside_its_interval_the_scale_is_1(t, inside):
+  guidance = Guidance(3.0, (0.25, 0.75))
+  made = guide(model, Wish((ONE,), ONES), guidance, STEPS)(X_T, jnp.int32(t))
+  scale = 3.0 if inside else 1.0
+  wanted = guide(model, Wish((ONE,), ONES), Guidance(scale), STEPS)(X_T, jnp.int32(t))
+  np.testing.assert_allclose(made, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize('t', [999, 500, 499, 0])
+def test_a_condition_outside_its_window_is_a_dropped_one(t):
+  window = np.float32([[0, 0.5], [0.5, 1], [0, 1]])
+  predict = follow(model, branch((1, 1, 1), (1, 1, 1), hue=window), STEPS)
+  early = t >= 500
+  wanted = alone(branch((early, not early, 1), (1, 1, 1)), t)
+  np.testing.assert_allclose(predict(X_T, jnp.int32(t)), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize('rescale', [0.0, 0.3, 1.0])
+def test_rescaling_is_that_of_diffusers(rescale):
+  import torch
+
+  guidance = Guidance(5.0, rescale=rescale)
+  made = guide(model, Wish((TWO,), ONES), guidance, STEPS)(X_T, jnp.int32(300))
+  plain = guide(model, Wish((TWO,), ONES), Guidance(5.0), STEPS)(X_T, jnp.int32(300))
+  wanted = rescale_noise_cfg(
+    torch.from_numpy(np.array(plain, np.float64)),
+    torch.from_numpy(alone(TWO, 300)),
+    guidance_rescale=rescale,
+  )
+  # torch counts the spread of N values with N - 1, in both of the two.
+  np.testing.assert_allclose(made, wanted, atol=2e-5)
+
+
 def test_guidance_of_the_wrong_length_is_refused():
-  denoise = classifier_free(make_model(), CONDITIONS, KEPT, jnp.ones(2))
+  predict = guide(model, Wish((ONE,), ONES), Guidance(jnp.ones(2)), STEPS)
   with pytest.raises(ValueError, match=r'\(2,\).*3 images'):
-    denoise(X_T, jnp.int32(3))
+    predict(X_T, jnp.int32(3))
 
 
-def test_new_guidance_and_conditions_compile_nothing():
+def test_new_values_compile_nothing():
   traces = []
 
   @jax.jit
-  def compiled(conditions, kept, guidance, eta, keys):
-    def model(*args):
-      traces.append(None)
-      return make_model()(*args)
+  def compiled(wish, guidance, t):
+    traces.append(None)
+    return guide(model, wish, guidance, STEPS)(X_T, t)
 
-    denoise = classifier_free(model, conditions, kept, guidance)
-    x_T = initial_noise(keys, X_T.shape[1:])
-    steps = timesteps(1000, 20, 'trailing')
-    return sample(denoise, ddim(eta), x_T, ALPHAS, steps, keys, clip=True)
-
-  images = []
-  for seed in range(3):
-    keys = jax.random.split(jax.random.key(seed), 3)
-    kept = {name: np.roll(value, seed) for name, value in KEPT.items()}
-    images.append(compiled(CONDITIONS, kept, 1.0 + seed, 0.1 * seed, keys))
+  window = np.float32([[0, 1]] * 3)
+  for k in range(3):
+    hue = np.roll(window, k, axis=1)
+    wish = Wish((branch((k, 0.5, 1), hue=hue), branch(hue=hue)), np.ones((2, 3)) * k)
+    guidance = Guidance(1.0 + k, (0.1 * k, 0.9), 0.2 * k)
+    assert np.isfinite(compiled(wish, guidance, jnp.int32(300 + k))).all()
   assert len(traces) == 1
-  assert all(np.isfinite(image).all() for image in images)
-
-
-def test_guidance_of_a_gaussian_mixture_finds_the_guided_density():
-  # Two unit-variance classes at -m and m: guidance w makes the score
-  # w * score(class) + (1 - w) * score(both), here compared at one x_t by
-  # differentiating the log densities themselves.
-  m, w, t = 0.8, 2.5, 400
-  a = ALPHAS[t]
-  x_t = np.linspace(-3, 3, 9, dtype=np.float32).reshape(-1, 1)
-
-  def log_class(x, sign):
-    return jax.scipy.stats.norm.logpdf(x, sign * jnp.sqrt(a) * m)
-
-  def log_both(x):
-    return jnp.logaddexp(log_class(x, -1), log_class(x, 1)) - jnp.log(2)
-
-  def model(x, t, conditions, kept):
-    with_class = jnp.sqrt(1 - a) * (x - jnp.sqrt(a) * m * conditions['sign'])
-    without = jnp.sqrt(1 - a) * (x - jnp.sqrt(a) * m * jnp.tanh(jnp.sqrt(a) * m * x))
-    eps = jnp.where(kept['sign'][:, None], with_class, without)
-    return eps, (x - jnp.sqrt(1 - a) * eps) / jnp.sqrt(a)
-
-  conditions = {'sign': np.ones((9, 1), np.float32)}
-  kept = {'sign': np.ones(9, bool)}
-  eps, _ = classifier_free(model, conditions, kept, w)(x_t, jnp.int32(t))
-
-  def guided_density(x):
-    return w * log_class(x, 1) + (1 - w) * log_both(x)
-
-  score = jax.vmap(jax.grad(guided_density))(x_t[:, 0])
-  np.testing.assert_allclose(eps[:, 0], -jnp.sqrt(1 - a) * score, atol=1e-5)

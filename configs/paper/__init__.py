@@ -1,0 +1,1 @@
+"""Composer at the sizes of the paper."""
