@@ -26,9 +26,10 @@ from composer_jax.models.tokenizer import Tokenizer
 from composer_jax.sampling.cascade import Denoising, run_cascade
 from composer_jax.sampling.expression import Term
 from composer_jax.sampling.guidance import Branch, Wish
+from composer_jax.sampling.prior import Imagining
 from composer_jax.seeds import generator
 from composer_jax.sharding.mesh import make_mesh
-from composer_jax.training.stages import Diffusion, DualEncoder
+from composer_jax.training.stages import Diffusion, DualEncoder, PriorDiffusion
 from composer_jax.training.step import Stage, abstract_state
 
 INPUTS = 'inputs.json'
@@ -162,13 +163,29 @@ def load_diffusion(directory: pathlib.Path) -> Denoising:
   return Denoising(config, shapes, graph, weights)
 
 
-def _check_encoder(directory: pathlib.Path, encoder: TrainedEncoder) -> None:
-  """Refuses an encoder other than the one whose embeddings the base was trained on."""
-  inputs = _read_inputs(directory / 'base')
+def load_prior(directory: pathlib.Path) -> Imagining:
+  """Opens a trained prior.
+
+  Raises:
+    FileNotFoundError: the folder holds no trained model.
+    ValueError: it holds another kind of model.
+  """
+  config = _read_config(directory)
+  if config.stage != 'prior':
+    raise ValueError(f'{directory} holds a {config.stage} model, not a prior.')
+  graph, weights, _ = _load_weights(directory, PriorDiffusion(config), config)
+  return Imagining(config, graph, weights)
+
+
+def _check_encoder(
+  directory: pathlib.Path, encoder: TrainedEncoder, stage: str
+) -> None:
+  """Refuses an encoder other than the one whose embeddings a stage was trained on."""
+  inputs = _read_inputs(directory / stage)
   for name, made_by in inputs.get('encoders', {}).items():
     if made_by.get('weights') != encoder.fingerprint:
       raise ValueError(
-        f'{directory / "base"} was trained with {name} of another encoder than the one'
+        f'{directory / stage} was trained with {name} of another encoder than the one'
         f' in {directory / "encoder"}. Add its embeddings to the data with'
         ' `composer-jax prepare --onto --overwrite`, and train on.'
       )
@@ -204,10 +221,16 @@ class Composer:
     image_size: side of the finished images, in pixels.
     condition_size: side of the maps of local conditions, in pixels.
     encoder: the dual encoder, or None.
+    prior: makes semantics from a caption; or None.
   """
 
-  def __init__(self, stages: list[Denoising], encoder: TrainedEncoder | None):
-    self._stages, self.encoder = stages, encoder
+  def __init__(
+    self,
+    stages: list[Denoising],
+    encoder: TrainedEncoder | None,
+    prior: Imagining | None = None,
+  ):
+    self._stages, self.encoder, self.prior = stages, encoder, prior
     base = stages[0]
     for previous, stage in itertools.pairwise(stages):
       _check_fit(base, previous, stage)
@@ -230,7 +253,9 @@ class Composer:
 
   @classmethod
   def load(cls, directory: str | pathlib.Path) -> Composer:
-    """Opens a model folder: `base/`, and where there are any, `upsampler/`, `encoder/`.
+    """Opens a model folder: `base/`, and what else there is of it.
+
+    That may be `upsampler/`, `encoder/` and, with an encoder, `prior/`.
 
     Raises:
       FileNotFoundError: there is no base model in it.
@@ -245,11 +270,14 @@ class Composer:
     stages = [load_diffusion(directory / 'base')]
     if (directory / 'upsampler').is_dir():
       stages.append(load_diffusion(directory / 'upsampler'))
-    encoder = None
+    encoder = prior = None
     if (directory / 'encoder').is_dir():
       encoder = load_encoder(directory / 'encoder')
-      _check_encoder(directory, encoder)
-    return cls(stages, encoder)
+      _check_encoder(directory, encoder, 'base')
+      if (directory / 'prior').is_dir():
+        prior = load_prior(directory / 'prior')
+        _check_encoder(directory, encoder, 'prior')
+    return cls(stages, encoder, prior)
 
   def decompose(
     self, picture: Picture, *, seed: int = 0, caption: str = ''
@@ -277,6 +305,26 @@ class Composer:
       for c in ALL
       if c.from_text and c.name in self.names
     }
+
+  def imagine(
+    self, values: Mapping[str, np.ndarray], seed: int = 0
+  ) -> dict[str, np.ndarray]:
+    """Completes a caption by semantics that it may describe, as the prior sees it.
+
+    Args:
+      values: conditions by name, without a batch axis.
+      seed: another one gives another image that the caption describes.
+
+    Returns:
+      `values`, with `semantics` where there is a caption without them, a prior, and a
+      base model that knows both.
+    """
+    caption, semantics = (c.name for c in by_name(['caption', 'semantics']))
+    wanted = caption in values and semantics not in values and semantics in self.names
+    if self.prior is None or not wanted:
+      return dict(values)
+    made = self.prior(np.asarray(values[caption])[None], np.array([seed]))
+    return {**values, semantics: made[0]}
 
   def compose(
     self,

@@ -18,6 +18,7 @@ from ml_collections import config_dict
 from composer_jax.diffusion.resolution import LEVELS
 from composer_jax.files import read_json
 from composer_jax.models.clip import ClipConfig
+from composer_jax.models.prior import PriorConfig
 from composer_jax.models.unet import UNetConfig
 
 
@@ -61,8 +62,9 @@ class DiffusionConfig:
     num_steps: diffusion steps in training.
     prediction: `eps`, `v` or `x0`.
     weighting: `none`, or `min_snr` (Hang et al. 2023).
-    low_res_noise: largest level of the noise on an upsampler's input, as a diffusion
-      step of its own schedule of 1000; 0 for none.
+    low_res_degradation: what spoils an upsampler's input in training: `noise` (Ho et
+      al. 2022), or `blur` or `bsr` (Ramesh et al. 2022).
+    low_res_level: largest level of that, under 1000; 0 for none.
     low_res_spread: standard deviation of images around the enlarged input of an
       upsampler. Above 0 it predicts only what that leaves open of v; 0 for all of it.
     given_spread: the same around the pixels that a condition gives outright, such as
@@ -75,7 +77,8 @@ class DiffusionConfig:
   num_steps: int = 1000
   prediction: Literal['eps', 'v', 'x0'] = 'eps'
   weighting: Literal['none', 'min_snr'] = 'none'
-  low_res_noise: int = 0
+  low_res_degradation: Literal['noise', 'blur', 'bsr'] = 'noise'
+  low_res_level: int = 0
   low_res_spread: float = 0.0
   given_spread: float = 0.0
   crop: int = 0
@@ -85,7 +88,7 @@ class DiffusionConfig:
       'diffusion',
       self,
       num_steps=(2, math.inf),
-      low_res_noise=(0, LEVELS - 1),
+      low_res_level=(0, LEVELS - 1),
       low_res_spread=(0, sys.float_info.max),
       given_spread=(0, sys.float_info.max),
       crop=(0, math.inf),
@@ -214,7 +217,7 @@ class SampleConfig:
     rescale: from 0 to 1, how far the spread of a guided prediction is brought back.
     percentile: share of the values of a predicted image that dynamic thresholding
       leaves unclipped; 0 clips all to [-1, 1].
-    low_res_noise: level of noise on an upsampler's input, as in training.
+    low_res_level: level at which an upsampler's input is degraded, as in training.
   """
 
   sampler: Literal['ddim', 'ddpm', 'dpm_solver'] = 'ddim'
@@ -225,7 +228,7 @@ class SampleConfig:
   interval: tuple[float, ...] = (0.0, 1.0)
   rescale: float = 0.0
   percentile: float = 0.0
-  low_res_noise: int = 0
+  low_res_level: int = 0
 
   def __post_init__(self):
     limit = sys.float_info.max
@@ -237,7 +240,7 @@ class SampleConfig:
       guidance=(-limit, limit),
       rescale=(0, 1),
       percentile=(0, 1),
-      low_res_noise=(0, LEVELS - 1),
+      low_res_level=(0, LEVELS - 1),
     )
     if len(self.interval) != 2 or not 0 <= self.interval[0] <= self.interval[1] <= 1:
       raise ValueError(
@@ -256,7 +259,7 @@ def settings_from(default: SampleConfig, asked: Mapping[str, Any]) -> SampleConf
   Raises:
     ValueError: a field is unknown, of the wrong type, or out of its range.
   """
-  fixed = 'low_res_noise'  # What samples have it as they were trained.
+  fixed = 'low_res_level'  # What samples have it as they were trained.
   known = [f.name for f in dataclasses.fields(SampleConfig) if f.name != fixed]
   if unknown := [name for name in asked if name not in known]:
     raise ValueError(
@@ -265,7 +268,7 @@ def settings_from(default: SampleConfig, asked: Mapping[str, Any]) -> SampleConf
     )
   values = {name: getattr(default, name) for name in known} | dict(asked)
   made = _build(SampleConfig, values, 'sampling')
-  return dataclasses.replace(made, low_res_noise=default.low_res_noise)
+  return dataclasses.replace(made, low_res_level=default.low_res_level)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,12 +276,13 @@ class Config:
   """Everything that a training run is made from.
 
   Attributes:
-    stage: `dual_encoder` or `diffusion`.
-    model: `ClipConfig` for the dual encoder, `UNetConfig` for diffusion.
+    stage: `dual_encoder`, `prior` or `diffusion`.
+    model: `ClipConfig` for the dual encoder, `PriorConfig` for the prior, `UNetConfig`
+      for diffusion of images.
   """
 
-  stage: Literal['dual_encoder', 'diffusion']
-  model: ClipConfig | UNetConfig
+  stage: Literal['dual_encoder', 'prior', 'diffusion']
+  model: ClipConfig | PriorConfig | UNetConfig
   data: DataConfig = DataConfig()
   diffusion: DiffusionConfig = DiffusionConfig()
   optimizer: OptimizerConfig = OptimizerConfig()
@@ -287,6 +291,8 @@ class Config:
   sample: SampleConfig = SampleConfig()
 
   def __post_init__(self):
+    if isinstance(self.model, PriorConfig):
+      self._check_prior(self.model)
     if not isinstance(self.model, UNetConfig):
       return
     crop, model = self.diffusion.crop, self.model
@@ -301,6 +307,23 @@ class Config:
         ' model.low_res_size 0; expected a spread of 0, as a base model has no'
         ' low-resolution input.'
       )
+
+  def _check_prior(self, model: PriorConfig) -> None:
+    for name, value, expected in (
+      ('prediction', self.diffusion.prediction, 'x0'),
+      ('num_steps', self.diffusion.num_steps, model.num_steps),
+    ):
+      if value != expected:
+        raise ValueError(
+          f'config.diffusion.{name} is {value!r}; expected {expected!r} for this prior.'
+        )
+
+  @property
+  def prior(self) -> PriorConfig:
+    """The model of a prior stage."""
+    if not isinstance(self.model, PriorConfig):
+      raise TypeError(f'A {self.stage} stage has no prior.')
+    return self.model
 
   @property
   def unet(self) -> UNetConfig:
@@ -321,7 +344,7 @@ class Config:
     return json.dumps(dataclasses.asdict(self), indent=2) + '\n'
 
 
-MODELS = {'dual_encoder': ClipConfig, 'diffusion': UNetConfig}
+MODELS = {'dual_encoder': ClipConfig, 'prior': PriorConfig, 'diffusion': UNetConfig}
 
 
 def _convert(value: Any, kind: Any, path: str) -> Any:

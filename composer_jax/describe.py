@@ -18,7 +18,7 @@ from composer_jax.conditions import by_name
 from composer_jax.config import Config
 from composer_jax.models.unet import UNet
 from composer_jax.sharding.mesh import AXES, mesh_sizes, weight_shardings
-from composer_jax.training.stages import Diffusion, DualEncoder
+from composer_jax.training.stages import Diffusion, DualEncoder, PriorDiffusion
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +116,19 @@ def _stage(
       return images, model.text_embedding(given['tokens'])
 
     return lambda: DualEncoder(config).init(key), embed, inputs
+
+  if config.stage == 'prior':
+    prior = config.prior
+    width = prior.embed_width
+    tensors: dict[str, Any] = {
+      'x_t': array((width,)),
+      't': array((), jnp.int32),
+      'words': array((prior.num_tokens, width)),
+      'sentence': array((width,)),
+      'word_mask': None,
+      'kept': array((), bool),
+    }
+    return lambda: PriorDiffusion(config).init(key), lambda m, x: m(**x), tensors
 
   unet = config.unet
   specs = {c.name: c.spec(unet.image_size) for c in by_name(unet.conditions)}

@@ -12,14 +12,16 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tqdm
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from composer_jax import conditions as conditions_lib
 from composer_jax.conditions import Condition, Encoder
+from composer_jax.conditions.statistics import embedding_statistics
 from composer_jax.files import read_json, write_json
 from data_pipelines.dataset import ADDED, PreparedDataset
 from data_pipelines.records import RecordType, shard_name
@@ -123,8 +125,34 @@ def _add(
     'digest': hashlib.sha256(digests.encode()).hexdigest(),
   }
   remove_unfinished(home)
+  lengths = info['splits']['train']['shard_lengths']
+  if len(seen['shape']) == 1 and sum(lengths):
+    # What a prior normalises its embeddings with.
+    added['statistics'] = _statistics(home, lengths, condition, seen)
   write_json(home / 'added.json', added)
   return added
+
+
+def _statistics(
+  home: pathlib.Path, lengths: Sequence[int], condition: Condition, seen: Any
+) -> dict[str, list[float]]:
+  """Mean and deviation of an embedding over the training images that have it."""
+  names = [shard_name('train', i, len(lengths)) for i in range(len(lengths))]
+  source = ArrayRecordDataSource(
+    [f'{home / name}[0:{n}]' for name, n in zip(names, lengths, strict=True)]
+  )
+  shape = (tuple(seen['shape']), seen['dtype'])
+  record_type = RecordType({condition.name: shape}, texts=('key',))
+
+  def batches(size: int = 4096) -> Iterator[np.ndarray]:
+    for begin in range(0, len(source), size):
+      rows = range(begin, min(begin + size, len(source)))
+      found = [record_type.decode(data) for data in source.__getitems__(list(rows))]
+      values = np.stack([record[condition.name] for record in found])
+      yield values[np.asarray(condition.present(values))]
+
+  found = embedding_statistics(batches())
+  return {key: value.tolist() for key, value in found._asdict().items()}
 
 
 def _agree_on_plan(home: pathlib.Path, plan: dict[str, Any], overwrite: bool) -> None:

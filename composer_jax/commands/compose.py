@@ -148,6 +148,12 @@ def _parser() -> argparse.ArgumentParser:
   what.add_argument(
     '--window', action='append', metavar='NAME=A:B', help='when, from 0 to 1'
   )
+  what.add_argument(
+    '--no-prior',
+    action='store_true',
+    default=None,
+    help='no semantics from the caption, although the model has a prior',
+  )
   how = parser.add_argument_group('how it is sampled')
   how.add_argument('--seed', type=int, help='0 to 4294967295; 0 by default')
   how.add_argument('--sampler', choices=('ddim', 'ddpm', 'dpm_solver'))
@@ -223,10 +229,13 @@ def main(argv: list[str]) -> int:
           f'--base is {flags.base!r}; expected conditions joined by &, each once.'
         )
       away = first.values
+    first, *rest = expressions.terms(expressions.And(tuple(parts)), rng)
+    if not flags.no_prior:
+      first = first._replace(values=composer.imagine(first.values, seed))
     recipe = recipes.Recipe(
       model=composer.fingerprint,
       seed=seed,
-      terms=tuple(expressions.terms(expressions.And(tuple(parts)), rng)),
+      terms=(first, *rest),
       strengths=strengths,
       windows=windows,
       base=away,

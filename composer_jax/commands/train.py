@@ -17,13 +17,14 @@ import numpy as np
 from composer_jax import config as config_lib
 from composer_jax.composer import INPUTS
 from composer_jax.conditions import by_name
+from composer_jax.conditions.statistics import EmbeddingStatistics
 from composer_jax.config import Config
 from composer_jax.files import read_json, write_json, write_text
 from composer_jax.grids import GridSampler
 from composer_jax.models.tokenizer import FILE_NAME as TOKENIZER_FILE
 from composer_jax.models.tokenizer import Tokenizer
 from composer_jax.training import loop
-from composer_jax.training.stages import Diffusion, DualEncoder
+from composer_jax.training.stages import Diffusion, DualEncoder, PriorDiffusion
 from composer_jax.training.step import Stage
 from data_pipelines.loader import Batches, PreparedDataset, batches, load_dataset
 
@@ -144,6 +145,33 @@ def _diffusion(config: Config, dataset: PreparedDataset) -> Setup:
   return Setup(config, stage, source, shapes, sampler)
 
 
+def _prior(config: Config, dataset: PreparedDataset) -> Setup:
+  names = [c.name for c in by_name(['caption', 'semantics'])]
+  if missing := [name for name in names if name not in dataset.conditions]:
+    raise ValueError(
+      f'{dataset.directory} has no {" and no ".join(missing)}; add them first with'
+      ' `composer-jax prepare --onto DIR --encoder DIR`.'
+    )
+  shapes = {name: tuple(dataset.added[name]['shape']) for name in names}
+  width = shapes['semantics'][0]
+  model = dataclasses.replace(
+    config.prior, embed_width=width, num_tokens=shapes['caption'][0] - 1
+  )
+  config = dataclasses.replace(config, model=model)
+  about = dataset.added['semantics']
+  if 'statistics' not in about:
+    raise ValueError(
+      f'{dataset.directory} holds no statistics of its semantics; add them again with'
+      ' `composer-jax prepare --onto DIR --encoder DIR --overwrite`.'
+    )
+  statistics = EmbeddingStatistics(
+    *(np.array(about['statistics'][key], np.float32) for key in ('mean', 'std'))
+  )
+  source = _batches(config, dataset, conditions=names)
+  wanted = Encoded(source, lambda batch: {name: batch[name] for name in names})
+  return Setup(config, PriorDiffusion(config, statistics), wanted, shapes, None)
+
+
 def _without_missing(config: Config, dataset: PreparedDataset) -> Config:
   """Leaves out the conditions that the data lack, and says so."""
   known = by_name(config.unet.conditions)
@@ -192,6 +220,8 @@ def main(argv: list[str]) -> int:
   dataset = load_dataset(config.data.path, 'train')
   if config.stage == 'dual_encoder':
     setup = _dual_encoder(config, dataset, workdir)
+  elif config.stage == 'prior':
+    setup = _prior(config, dataset)
   else:
     setup = _diffusion(config, dataset)
   write_config(setup.config, workdir)

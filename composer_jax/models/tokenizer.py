@@ -8,10 +8,13 @@ its weights.
 
 from __future__ import annotations
 
+import gzip
+import itertools
 import json
 import os
 import pathlib
 import warnings
+import zlib
 from collections.abc import Iterable, Sequence
 from typing import Self
 
@@ -42,7 +45,7 @@ _WORDS = '|'.join(
 class Tokenizer:
   """A byte-pair tokenizer: every caption has an encoding, none is unknown.
 
-  Made by `train`, `load` or `from_clip`. It may be pickled.
+  Made by `train`, `load` or one of the `from_` methods. It may be pickled.
 
   Attributes:
     context_length: length of each encoding, start and end tokens included.
@@ -138,19 +141,103 @@ class Tokenizer:
       raise ValueError(
         f'{vocab_json} and {merges_txt} do not hold a byte-pair vocabulary: {error}'
       ) from error
+    return cls._from_vocabulary(
+      vocab, merges, context_length, vocab_json, f'{vocab_json} and {merges_txt}'
+    )
+
+  @classmethod
+  def from_tokenizer_json(
+    cls, path: str | os.PathLike[str], context_length: int = 77
+  ) -> Self:
+    """Opens CLIP's own vocabulary, as newer folders of `CLIPTokenizer` hold it.
+
+    Only the vocabulary and the merges of the file are read.
+
+    Args:
+      path: of a `tokenizer.json`.
+      context_length: length of each encoding.
+
+    Raises:
+      OSError: if the file cannot be read.
+      ValueError: if it does not hold such a vocabulary, or one in which some text has
+        no encoding.
+    """
+    text = pathlib.Path(path).read_text('utf-8')
+    try:
+      model = json.loads(text)['model']
+      kind, word_end = model.get('type', 'BPE'), model['end_of_word_suffix']
+      vocab = {str(token): int(index) for token, index in model['vocab'].items()}
+      pairs = (x.split(' ') if isinstance(x, str) else x for x in model['merges'])
+      merges = [(str(a), str(b)) for a, b in pairs]
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+      raise ValueError(
+        f'{path} does not hold a byte-pair vocabulary: {type(error).__name__}: {error}'
+      ) from error
+    if (kind, word_end) != ('BPE', WORD_END):
+      raise ValueError(
+        f'{path} holds a model of type {kind!r} with words that end in {word_end!r};'
+        f" expected 'BPE' and {WORD_END!r}, as in CLIP."
+      )
+    return cls._from_vocabulary(vocab, merges, context_length, path, f'parts of {path}')
+
+  @classmethod
+  def from_bpe_file(
+    cls,
+    path: str | os.PathLike[str],
+    context_length: int = 77,
+    vocab_size: int = 49408,
+  ) -> Self:
+    """Opens CLIP's own vocabulary, as its authors published it.
+
+    Args:
+      path: of `bpe_simple_vocab_16e6.txt.gz`: a head line, then merges, one pair a
+        line, most frequent first. Tokens are numbered in that order, after those of
+        single bytes.
+      context_length: length of each encoding.
+      vocab_size: number of ids at most. The file holds more merges than CLIP uses.
+
+    Raises:
+      OSError: if the file cannot be read.
+      ValueError: if it is damaged or holds something else.
+    """
+    # Sorted, the letters that stand for bytes are in the order of that code.
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = alphabet + [byte + WORD_END for byte in alphabet]
+    most = vocab_size - len(tokens) - 2
+    try:
+      with gzip.open(path, 'rt', encoding='utf-8') as file:
+        lines = [line.split() for line in itertools.islice(file, 1, 1 + max(most, 0))]
+        merges = [(a, b) for a, b in lines]
+    except (gzip.BadGzipFile, EOFError, zlib.error, ValueError) as error:
+      raise ValueError(
+        f'{path} is damaged or not bpe_simple_vocab_16e6.txt.gz: {error}. Copy or'
+        ' download it again.'
+      ) from error
+    tokens += [a + b for a, b in merges] + [START, END]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    return cls._from_vocabulary(vocab, merges, context_length, path, f'lines of {path}')
+
+  @classmethod
+  def _from_vocabulary(
+    cls,
+    vocab: dict[str, int],
+    merges: list[tuple[str, str]],
+    context_length: int,
+    path: str | os.PathLike[str],
+    parts: str,
+  ) -> Self:
+    """Checks that a vocabulary is whole; `path` and `parts` name it in messages."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     needed = [START, END, *alphabet, *(byte + WORD_END for byte in alphabet)]
     if missing := [token for token in needed if token not in vocab]:
       raise ValueError(
-        f'{vocab_json} lacks {len(missing)} tokens that every CLIP vocabulary '
+        f'{path} lacks {len(missing)} tokens that every CLIP vocabulary '
         f'has, {missing[0]!r} first.'
       )
     try:
       model = models.BPE(vocab, merges, end_of_word_suffix=WORD_END)
     except Exception as error:
-      raise ValueError(
-        f'{vocab_json} and {merges_txt} do not belong together: {error}'
-      ) from error
+      raise ValueError(f'{parts} do not belong together: {error}') from error
     return cls(_assemble(model, context_length))
 
   @classmethod

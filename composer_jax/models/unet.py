@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Literal
+import functools
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +48,9 @@ class UNetConfig:
     local_hidden: channels inside the stacks of the local conditions.
     local_width: channels of the common embedding of the local conditions.
     learned_variance: also predict the variance (doubles the output channels).
+    scan: whether blocks of equal shape that follow each other are stacked and scanned,
+      so that they are compiled as one. Same numbers, other parameter tree: `roll` and
+      `unroll` convert.
     dtype: what it computes in; parameters are float32.
   """
 
@@ -64,6 +69,7 @@ class UNetConfig:
   local_hidden: int = 32
   local_width: int = 8
   learned_variance: bool = False
+  scan: bool = False
   dtype: Literal['float32', 'bfloat16'] = 'bfloat16'
 
   def __post_init__(self):
@@ -114,6 +120,51 @@ class Block(nnx.Module):
     return x if self.attention is None else self.attention(x, context)
 
 
+class Shape(NamedTuple):
+  """What tells one block of a U-Net from another; widths are channels.
+
+  Equal ones that follow each other have equal inputs and outputs.
+  """
+
+  inputs: int
+  outputs: int
+  attend: bool
+  resample: Literal['up', 'down'] | None = None
+  skip: int = 0
+
+
+def block_shapes(config: UNetConfig) -> tuple[list[Shape], list[Shape], list[Shape]]:
+  """The blocks on the way down, in the middle, and on the way up, in order."""
+  width = config.channels * config.multipliers[0]
+  down, skips = [], [width]
+  last = len(config.multipliers) - 1
+  for level, multiplier in enumerate(config.multipliers):
+    outputs = config.channels * multiplier
+    for _ in range(config.blocks):
+      down.append(Shape(width, outputs, config.attention[level]))
+      width = outputs
+      skips.append(width)
+    if level != last:
+      down.append(Shape(width, width, False, 'down'))
+      skips.append(width)
+  middle = [Shape(width, width, config.attention[last]), Shape(width, width, False)]
+  up = []
+  for level, multiplier in reversed(list(enumerate(config.multipliers))):
+    outputs = config.channels * multiplier
+    for _ in range(config.blocks + 1):
+      up.append(Shape(width, outputs, config.attention[level], None, skips.pop()))
+      width = outputs
+    if level:
+      up.append(Shape(width, width, False, 'up'))
+  return down, middle, up
+
+
+def runs(shapes: Sequence[Shape], scan: bool) -> list[int]:
+  """How many equal blocks follow each other, or ones where nothing is scanned."""
+  lengths = [len(list(equal)) for _, equal in itertools.groupby(shapes)]
+  return lengths if scan else [1] * len(shapes)
+
+
 class UNet(nnx.Module):
   """Denoises images under any subset of its conditions.
 
@@ -134,29 +185,33 @@ class UNet(nnx.Module):
     embedding = 4 * config.channels
     context = config.context_width if config.conditions else None
 
-    def stage(
-      inputs: int,
-      outputs: int,
-      attend: bool,
-      resample: Literal['up', 'down'] | None = None,
-    ) -> Block:
-      block = ResBlock(
-        inputs,
-        outputs,
+    def block(shape: Shape, key: jax.Array) -> Block:
+      rngs = nnx.Rngs(key)
+      residual = ResBlock(
+        shape.inputs + shape.skip,
+        shape.outputs,
         embedding,
         rngs=rngs,
-        resample=resample,
+        resample=shape.resample,
         dropout=config.dropout,
         groups=config.groups,
       )
-      attention = (
-        AttentionBlock(
-          outputs, config.head_width, context, rngs=rngs, groups=config.groups
-        )
-        if attend
-        else None
+      if not shape.attend:
+        return Block(residual, None)
+      attention = AttentionBlock(
+        shape.outputs, config.head_width, context, rngs=rngs, groups=config.groups
       )
-      return Block(block, attention)
+      return Block(residual, attention)
+
+    def blocks(shapes: list[Shape]) -> nnx.List[Block]:
+      """A block each, or a stack where several equal ones are scanned."""
+      made, rest = [], iter(shapes)
+      for count in runs(shapes, config.scan):
+        shape, *_ = itertools.islice(rest, count)
+        keys = jnp.stack([rngs.params() for _ in range(count)])
+        make = functools.partial(block, shape)
+        made.append(make(keys[0]) if count == 1 else nnx.vmap(make)(keys))
+      return nnx.List(made)
 
     self.time_in = Dense(config.channels, embedding, rngs=rngs)
     self.time_out = Dense(embedding, embedding, rngs=rngs)
@@ -181,36 +236,9 @@ class UNet(nnx.Module):
       Dense(config.channels, embedding, rngs=rngs) if config.low_res_size else None
     )
 
-    down, skips = [], [width]
-    last = len(config.multipliers) - 1
-    for level, multiplier in enumerate(config.multipliers):
-      outputs = config.channels * multiplier
-      for _ in range(config.blocks):
-        down.append(stage(width, outputs, config.attention[level]))
-        width = outputs
-        skips.append(width)
-      if level != last:
-        down.append(stage(width, width, False, 'down'))
-        skips.append(width)
-    self.down = nnx.List(down)
-
-    self.middle = nnx.List(
-      [
-        stage(width, width, config.attention[last]),
-        stage(width, width, False),
-      ]
-    )
-
-    up = []
-    for level, multiplier in reversed(list(enumerate(config.multipliers))):
-      outputs = config.channels * multiplier
-      for _ in range(config.blocks + 1):
-        up.append(stage(width + skips.pop(), outputs, config.attention[level]))
-        width = outputs
-      if level:
-        up.append(stage(width, width, False, 'up'))
-    self.up = nnx.List(up)
-
+    down, middle, up = block_shapes(config)
+    self.down, self.middle, self.up = blocks(down), blocks(middle), blocks(up)
+    width = up[-1].outputs
     self.norm_out = GroupNorm(width, groups=config.groups)
     outputs = pixels * (2 if config.learned_variance else 1)
     self.conv_out = Conv3x3(width, outputs, rngs=rngs, zero=True)
@@ -269,24 +297,51 @@ class UNet(nnx.Module):
       context = empty if encoded.context is None else encoded.context.astype(dtype)
       missing = self.conditions.num_tokens - context.shape[1]
       context = jnp.pad(context, ((0, 0), (0, missing), (0, 0)))
-    count = iter(range(len(self.down) + len(self.middle) + len(self.up)))
+    index = itertools.count()
 
-    def run(stage: Block, x: jax.Array) -> jax.Array:
-      index = next(count)
-      key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
-      return stage(x, embedding, context, key)
+    def run(
+      stage: Block, count: int, x: jax.Array, skips: Sequence[jax.Array] = ()
+    ) -> tuple[jax.Array, list[jax.Array]]:
+      """Passes x through a block or a stack of `count`; also what each block gives."""
+      numbers = jnp.array([next(index) for _ in range(count)])
+      keys = None
+      if dropout_key is not None:
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(dropout_key, numbers)
 
+      def apply(
+        block: Block, x: jax.Array, skip: jax.Array | None, key: jax.Array | None
+      ) -> jax.Array:
+        x = x if skip is None else jnp.concatenate([x, skip], axis=-1)
+        return block(x, embedding, context, key)
+
+      if count == 1:
+        skip = skips[0] if skips else None
+        x = apply(stage, x, skip, None if keys is None else keys[0])
+        return x, [x]
+      graph, weights = nnx.split(stage)
+
+      def step(x: jax.Array, own: Any) -> tuple[jax.Array, jax.Array]:
+        weights, skip, key = own
+        x = apply(nnx.merge(graph, weights), x, skip, key)
+        return x, x
+
+      stacked = jnp.stack(skips) if skips else None
+      x, each = jax.lax.scan(step, x, (weights, stacked, keys))
+      return x, list(each)
+
+    down, middle, up = block_shapes(config)
     x = self.conv_in(x)
     skips = [x]
-    for stage in self.down:
-      x = run(stage, x)
-      skips.append(x)
-    for stage in self.middle:
-      x = run(stage, x)
-    for stage in self.up:
-      if stage.block.resample is None:
-        x = jnp.concatenate([x, skips.pop()], axis=-1)
-      x = run(stage, x)
+    for stage, count in zip(self.down, runs(down, config.scan), strict=True):
+      x, each = run(stage, count, x)
+      skips += each
+    for stage, count in zip(self.middle, runs(middle, config.scan), strict=True):
+      x, _ = run(stage, count, x)
+    shapes = iter(up)
+    for stage, count in zip(self.up, runs(up, config.scan), strict=True):
+      shape, *_ = itertools.islice(shapes, count)
+      taken = [skips.pop() for _ in range(count)] if shape.skip else []
+      x, _ = run(stage, count, x, taken)
     x = self.conv_out(nnx.silu(self.norm_out(x)))
     return self._pixels(x.astype(jnp.float32))
 
@@ -295,3 +350,38 @@ class UNet(nnx.Module):
       return unfold(x, self.config.fold)
     halves = [unfold(half, self.config.fold) for half in jnp.split(x, 2, axis=-1)]
     return jnp.concatenate(halves, axis=-1)
+
+
+def roll(weights: Mapping[str, Any], config: UNetConfig) -> dict[str, Any]:
+  """Weights of an unrolled model to those of a scanned one.
+
+  Args:
+    weights: nested dict of arrays, as `nnx.to_pure_dict` gives.
+    config: of either.
+  """
+  rolled = dict(weights)
+  for part, shapes in zip(('down', 'middle', 'up'), block_shapes(config), strict=True):
+    blocks = iter([weights[part][i] for i in range(len(shapes))])
+    stages = [
+      list(itertools.islice(blocks, count)) for count in runs(shapes, scan=True)
+    ]
+    rolled[part] = {
+      i: jax.tree.map(lambda *x: jnp.stack(x), *stage) if len(stage) > 1 else stage[0]
+      for i, stage in enumerate(stages)
+    }
+  return rolled
+
+
+def unroll(weights: Mapping[str, Any], config: UNetConfig) -> dict[str, Any]:
+  """The inverse of `roll`."""
+  unrolled = dict(weights)
+  for part, shapes in zip(('down', 'middle', 'up'), block_shapes(config), strict=True):
+    blocks: list[Any] = []
+    for i, count in enumerate(runs(shapes, scan=True)):
+      stage = weights[part][i]
+      if count == 1:
+        blocks.append(stage)
+      else:
+        blocks += [jax.tree.map(lambda x, k=k: x[k], stage) for k in range(count)]
+    unrolled[part] = dict(enumerate(blocks))
+  return unrolled

@@ -14,12 +14,13 @@ from flax import nnx
 from composer_jax.conditions import by_name
 from composer_jax.conditions.given import first_guess
 from composer_jax.config import Config, SampleConfig
+from composer_jax.diffusion.degradation import DEGRADATIONS
 from composer_jax.diffusion.process import (
   coefficients,
   to_eps_and_x0,
   velocity_around,
 )
-from composer_jax.diffusion.resolution import add_noise, enlarge
+from composer_jax.diffusion.resolution import LEVELS, enlarge
 from composer_jax.diffusion.schedule import make_schedule
 from composer_jax.models.unet import UNet
 from composer_jax.sampling.ddim import ddim
@@ -163,9 +164,9 @@ def sample_stage(
   level = None
   if low_res is not None:
     keys, level_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-    noise = initial_noise(level_keys, low_res.shape[1:])
-    level = jnp.full(len(low_res), config.sample.low_res_noise)
-    low_res = enlarge(add_noise(low_res, level, noise), shape.image_size)
+    level = jnp.full(len(low_res), config.sample.low_res_level)
+    degrade = DEGRADATIONS[diffusion.low_res_degradation]
+    low_res = enlarge(degrade(level_keys, low_res, level / LEVELS), shape.image_size)
 
   def model(x_t, t, stored, kept):
     # Guidance repeats the batch; the low-resolution image is the same in each.

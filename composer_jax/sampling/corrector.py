@@ -20,11 +20,12 @@ def langevin(steps: jax.Array | int, size: jax.Array | float) -> Corrector:
   `dpm_solver` extrapolates along a path that is left here.
 
   The length of a step is `size` times the variance of the noise, 1 - a. That is what
-  algorithms 4 and 5 of Song et al. (appendix G) come to for 2 r^2 = size, in which
-  their ratio of norms is taken at its expectation, so that no image depends on its
-  batch. No density that is blurred by that noise is more curved than 1 / (1 - a), so a
-  size below 2 is stable on any Gaussian, and what variance comes out is too large by at
-  most a factor 1 / (1 - size / 2).
+  algorithms 4 and 5 of Song et al. (appendix G) come to for 2 r^2 = size, with their
+  ratio of norms at its expectation, so that no image depends on its batch. No density
+  that is blurred by that noise is more curved than 1 / (1 - a). So a size below 2 is
+  stable on any Gaussian, and the variance comes out too large by at most a factor
+  1 / (1 - size / 2). Guidance by w can multiply the curvature by about w, which asks
+  for a smaller size.
 
   Args:
     steps: at each timestep; each is one more pass of the model. May be traced.

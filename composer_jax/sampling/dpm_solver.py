@@ -11,8 +11,8 @@ from composer_jax.sampling.loop import Estimate, Sampler, Step
 def dpm_solver() -> Sampler:
   """DPM-Solver++(2M): second order, one pass of the model a step, deterministic.
 
-  It extrapolates the predicted x_0 from two steps, so that 10 to 20 steps are as good
-  as many more of DDIM. The first and the last step are of first order, which is DDIM;
+  It extrapolates the predicted x_0 from two steps, so that 20 steps can be as good as
+  80 of DDIM. The first and the last step are of first order, which is DDIM;
   the last one leads to the clean image, infinitely far in log SNR.
   """
 

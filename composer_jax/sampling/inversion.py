@@ -15,17 +15,17 @@ def invert(
   alphas_cumprod: jax.Array | np.ndarray,
   timesteps: jax.Array | np.ndarray,
   *,
-  iterations: int = 1,
+  iterations: jax.Array | int = 1,
 ) -> jax.Array:
   """Finds the x_T from which `ddim()` over the same timesteps leads to x_0.
 
   Equation 13 of Song et al. 2021 (arXiv 2010.02502) solved towards the noise, as in
   Dhariwal and Nichol 2021 (appendix F) and section 2.3 of Composer. A step of `ddim`
-  from t takes eps at x_t, which here is the unknown: x_t = f(eps(x_t, t)). With one
-  iteration eps is taken at t from the x before, as diffusers' DDIMInverseScheduler
-  does, and the way back is near in many steps. More iterations, each a pass of the
-  model, solve for the fixed point (Pan et al. 2023, arXiv 2309.04907): the way back is
-  exact in any number of steps.
+  from t takes eps at x_t, which here is what is looked for. One iteration takes it at t
+  from the x before, as diffusers' DDIMInverseScheduler does; the way back is nearer in
+  more steps. More iterations, each a pass of the model, solve for the fixed point (Pan
+  et al. 2023, arXiv 2309.04907), from which the way back is exact in any number of
+  steps.
 
   Args:
     denoise: the (guided) model; of what it returns only eps is used.

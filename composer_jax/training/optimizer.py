@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -44,7 +46,12 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def _matrices(params: optax.Params) -> optax.Params:
-  return jax.tree.map(lambda p: p.ndim > 1, params)
+  def matrix(path: tuple[Any, ...], p: jax.Array) -> bool:
+    # Of scanned layers the vectors are stacked, and so look like matrices.
+    names = {getattr(part, 'key', None) for part in path}
+    return p.ndim > 1 and not names & {'bias', 'scale'}
+
+  return jax.tree_util.tree_map_with_path(matrix, params)
 
 
 def _kernels(params: optax.Params) -> optax.Params:

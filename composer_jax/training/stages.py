@@ -1,4 +1,4 @@
-"""The losses: dual encoder, and diffusion for base models and upsamplers."""
+"""The losses: dual encoder, prior, and diffusion for base models and upsamplers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from composer_jax.conditions import by_name
-from composer_jax.conditions.dropout import draw_kept
+from composer_jax.conditions.dropout import DROP_ALL, draw_kept
 from composer_jax.conditions.given import first_guess
+from composer_jax.conditions.statistics import EmbeddingStatistics
 from composer_jax.config import Config
 from composer_jax.diffusion import losses
+from composer_jax.diffusion.degradation import DEGRADATIONS
 from composer_jax.diffusion.process import (
   coefficients,
   q_sample,
@@ -22,13 +24,14 @@ from composer_jax.diffusion.process import (
   velocity_around,
 )
 from composer_jax.diffusion.resolution import (
-  add_noise,
+  LEVELS,
   enlarge,
   random_crops,
   to_float,
 )
 from composer_jax.diffusion.schedule import make_schedule
-from composer_jax.models.clip import Clip, contrastive_loss, normalise
+from composer_jax.models.clip import Clip, contrastive_loss, normalise, unit_length
+from composer_jax.models.prior import Prior
 from composer_jax.models.unet import UNet
 from composer_jax.training.step import Batch, Metrics
 
@@ -68,8 +71,9 @@ class Diffusion:
     level = None
     if config.low_res_size:
       small = to_float(image, config.low_res_size)
-      level = jax.random.randint(level_key, (len(small),), 0, shape.low_res_noise + 1)
-      small = add_noise(small, level, jax.random.normal(low_key, small.shape))
+      level = jax.random.randint(level_key, (len(small),), 0, shape.low_res_level + 1)
+      keys = jax.random.split(low_key, len(small))
+      small = DEGRADATIONS[shape.low_res_degradation](keys, small, level / LEVELS)
       whole['low_res'] = enlarge(small, config.image_size)
     if shape.crop:
       whole = random_crops(crop_key, config.image_size, shape.crop, whole)
@@ -142,6 +146,66 @@ class Diffusion:
       metrics['variational_bound'] = bound.mean()
       error = error + 0.001 * shape.num_steps * bound
     return error.mean(), metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class PriorDiffusion:
+  """Denoising image embeddings that a caption may describe (Ramesh et al. 2022, 2.2).
+
+  Attributes:
+    config: of the run.
+    statistics: of the embeddings of the training data; 0 and 1 if None.
+  """
+
+  config: Config
+  statistics: EmbeddingStatistics | None = None
+
+  def init(self, key: jax.Array) -> Prior:
+    return Prior(self.config.prior, self.statistics, rngs=nnx.Rngs(key))
+
+  def loss(
+    self, model: Prior, batch: Batch, key: jax.Array
+  ) -> tuple[jax.Array, Metrics]:
+    """Noises the embeddings of a batch and compares the prediction with them.
+
+    Args:
+      model: the prior.
+      batch: `semantics` (B, D) and `caption` (B, T + 1, D), as stored.
+      key: random key of this step.
+    """
+    shape = self.config.diffusion
+    time_key, noise_key, drop_key, dropout_key = jax.random.split(key, 4)
+    caption, semantics = by_name(['caption', 'semantics'])
+    stored = batch[caption.name].astype(jnp.float32)
+    x_0 = model.normalise_embedding(batch[semantics.name])
+    schedule = make_schedule(shape.schedule, shape.num_steps)
+    alphas_cumprod = jnp.asarray(schedule.alphas_cumprod, jnp.float32)
+    t = jax.random.randint(time_key, (len(x_0),), 0, shape.num_steps)
+    noise = jax.random.normal(noise_key, x_0.shape)
+    c = coefficients(alphas_cumprod, t, x_0.ndim)
+    x_t = q_sample(x_0, noise, c)
+    # Dropped now and then, for classifier-free guidance.
+    kept = jax.random.uniform(drop_key, (len(x_0),)) >= DROP_ALL
+    kept &= caption.present(stored)
+    dropout = self.config.prior.dropout
+    output = model(
+      x_t,
+      t,
+      stored[:, :-1],
+      stored[:, -1],
+      None,
+      kept,
+      dropout_key if dropout else None,
+    )
+    error = losses.mse(output, x_0)
+    found, wanted = model.denormalise(output), model.denormalise(x_0)
+    cosine = jnp.sum(unit_length(found) * unit_length(wanted), axis=-1)
+    # Where an image has no embedding there is nothing to learn from.
+    there = semantics.present(batch[semantics.name])
+    count = jnp.maximum(there.sum(), 1)
+    return jnp.where(there, error, 0).sum() / count, {
+      'cosine': jnp.where(there, cosine, 0).sum() / count
+    }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,7 +42,7 @@ def get_config() -> config_dict.ConfigDict:
     'num_steps': 1000,
     'prediction': 'v',
     'weighting': 'none',
-    'low_res_noise': 100,  # At most: the base model's images are not perfect.
+    'low_res_level': 100,  # At most: the base model's images are not perfect.
     'low_res_spread': 0.25,  # It predicts what its input leaves open.
     'given_spread': 0.1,
     'crop': 32,
@@ -65,5 +65,5 @@ def get_config() -> config_dict.ConfigDict:
     'seed': 0,
   }
   config.mesh = {'data': -1, 'fsdp': 1}
-  config.sample = {'steps': 6, 'guidance': 1.0, 'eta': 1.0, 'low_res_noise': 0}
+  config.sample = {'steps': 6, 'guidance': 1.0, 'eta': 1.0, 'low_res_level': 0}
   return config

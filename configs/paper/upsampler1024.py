@@ -24,6 +24,8 @@ def get_config() -> config_dict.ConfigDict:
     blocks=2,
     attention=(False,) * 6,
   )
-  config.diffusion.update(schedule='linear', crop=256)
+  config.diffusion.update(
+    schedule='linear', low_res_degradation='bsr', low_res_level=250, crop=256
+  )
   config.optimizer.learning_rate = 1e-4
   return config

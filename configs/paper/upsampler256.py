@@ -28,6 +28,7 @@ def get_config() -> config_dict.ConfigDict:
     'dropout': 0.1,
     'conditions': (),
     'learned_variance': True,
+    'scan': True,
     'dtype': 'bfloat16',
   }
   config.data = {'path': '', 'batch_size': 512, 'flip': True, 'workers': 8}
@@ -36,6 +37,8 @@ def get_config() -> config_dict.ConfigDict:
     'num_steps': 1000,
     'prediction': 'eps',
     'weighting': 'none',
+    'low_res_degradation': 'blur',
+    'low_res_level': 999,
     'crop': 64,
   }
   config.optimizer = {

@@ -8,6 +8,7 @@ import pytest
 
 from composer_jax import config as config_lib
 from composer_jax.models.clip import ClipConfig
+from composer_jax.models.prior import PriorConfig
 from composer_jax.models.unet import UNetConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -18,8 +19,8 @@ DEMO = [name for name in DEMO if not name.endswith('__init__.py')]
 @pytest.mark.parametrize('name', DEMO)
 def test_every_config_that_comes_along_is_valid_and_short(name):
   config = config_lib.parse([f'--config={name}'])
-  kind = ClipConfig if config.stage == 'dual_encoder' else UNetConfig
-  assert isinstance(config.model, kind)
+  kinds = {'dual_encoder': ClipConfig, 'prior': PriorConfig, 'diffusion': UNetConfig}
+  assert isinstance(config.model, kinds[config.stage])
   lines = (ROOT / name).read_text().splitlines()
   assert len(lines) < 80
   assert any('composer-jax train' in line for line in lines)
@@ -96,7 +97,7 @@ def test_an_own_config_file_is_preferred(tmp_path, monkeypatch):
     ('--config.train.log_every=0', 'config.train.log_every is 0; .* at least 1'),
     ('--config.optimizer.ema=2.0', 'config.optimizer.ema is 2.0; .* at most 1'),
     ('--config.optimizer.learning_rate=nan', 'learning_rate is nan'),
-    ('--config.diffusion.low_res_noise=1000', 'low_res_noise is 1000; .* at most 999'),
+    ('--config.diffusion.low_res_level=1000', 'low_res_level is 1000; .* at most 999'),
     ('--config.diffusion.crop=12', 'diffusion.crop is 12; expected a multiple of 8 '),
     ('--config.diffusion.crop=40', 'diffusion.crop is 40; .* up to .*image_size, 32'),
     ('--config.diffusion.given_spread=-1.0', 'given_spread is -1.0; .* at least 0'),

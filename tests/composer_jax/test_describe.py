@@ -16,6 +16,7 @@ from composer_jax.training.stages import Diffusion
 
 PAPER = {
   # Composer, section 3.1.
+  'prior': 1.0e9,
   'base64_stage2': 2.0e9,
   'upsampler256': 1.1e9,
   'upsampler1024': 0.3e9,

@@ -71,6 +71,16 @@ def test_values_are_the_encoders_record_by_record(own):
         np.testing.assert_allclose(record[condition.name], expected, atol=1e-3)
 
 
+def test_statistics_of_the_semantics_are_those_of_the_training_images(own):
+  made = add(own)
+  assert 'statistics' not in made['caption']
+  dataset = load_dataset(own, 'train')
+  values = np.stack([dataset[i]['semantics'] for i in range(len(dataset))])
+  there = dataset.added['semantics']['statistics']
+  np.testing.assert_allclose(there['mean'], values.astype('f8').mean(0), atol=1e-6)
+  np.testing.assert_allclose(there['std'], values.astype('f8').std(0), atol=1e-6)
+
+
 def test_the_base_files_are_not_touched(own, prepared, files_of):
   add(own)
   after = files_of(own)

@@ -40,6 +40,7 @@ def model(data, tmp_path_factory):
     '--config.model.embed_width=32',
   )
   run('prepare', '--onto', data, '--encoder', model / 'encoder')
+  train('prior', 'prior', '--config.data.batch_size=16', '--config.model.width=32')
   train('base', 'base', *TINY, '--config.train.sample_every=6')
   train('upsampler', 'upsampler', *TINY)
   return model
@@ -89,6 +90,16 @@ def test_an_image_is_composed_and_made_again_bit_for_bit(model, photographs, tmp
   shutil.copytree(model, moved)
   run('compose', '--model', moved, '--again', first, '--out', again)
   assert again.read_bytes() == first.read_bytes()
+
+
+def test_a_caption_alone_goes_through_the_prior(model, tmp_path):
+  with_prior, without, again = (tmp_path / f'{name}.png' for name in 'abc')
+  words = ('compose', '--model', model, '--caption', 'a cup', '--steps', 2)
+  run(*words, '--out', with_prior)
+  run(*words, '--out', without, '--no-prior')
+  assert with_prior.read_bytes() != without.read_bytes()
+  run('compose', '--model', model, '--again', with_prior, '--out', again)
+  assert again.read_bytes() == with_prior.read_bytes()
 
 
 def test_an_expression_with_everything_is_composed_and_made_again(

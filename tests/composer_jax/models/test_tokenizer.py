@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import pathlib
@@ -71,9 +72,19 @@ def varied_strings() -> list[str]:
   pieces = [piece for text in ODD_STRINGS for piece in text.split(' ')] + [
       'the', 'RED', 'dog', 'and', 'of', 'another', '...', '  ', '\n',
   ]  # fmt: skip
-  ranges = [(0, 0xFF), (0x100, 0x600), (0x900, 0xD7FF), (0xE000, 0x10FFFF)]
+  ranges = [
+    (0, 0x1F),  # Control characters.
+    (0x20, 0x7E),
+    (0x80, 0xFF),
+    (0x100, 0x600),
+    (0x300, 0x36F),  # Combining marks.
+    (0x590, 0x6FF),  # Hebrew and Arabic.
+    (0x900, 0xD7FF),
+    (0xE000, 0x10FFFF),
+    (0x1F300, 0x1FAFF),  # Emoji.
+  ]
   strings = list(ODD_STRINGS)
-  for _ in range(100):
+  for _ in range(1000):
     words = rng.choices(pieces, k=rng.randint(1, 12))
     strings.append(rng.choice(['', ' ', '  ']).join(words))
     points = [rng.randint(*rng.choice(ranges)) for _ in range(rng.randint(1, 20))]
@@ -84,7 +95,7 @@ def varied_strings() -> list[str]:
 def test_clip_vocabulary_gives_the_ids_of_transformers(tmp_path):
   vocab_json, merges_txt = write_clip_vocabulary(tmp_path)
   strings = varied_strings()
-  assert len(strings) > 200
+  assert len(strings) > 2000
   theirs = transformers.CLIPTokenizer(
     vocab=json.loads(vocab_json.read_text()),
     merges=[tuple(x.split()) for x in merges_txt.read_text().splitlines()[1:]],
@@ -100,6 +111,66 @@ def test_clip_vocabulary_gives_the_ids_of_transformers(tmp_path):
   assert ours.vocab_size == len(theirs)
   assert ours.start_token == theirs.bos_token_id
   assert ours.end_token == theirs.eos_token_id
+
+
+def test_all_published_forms_of_the_vocabulary_encode_alike(tmp_path):
+  vocab_json, merges_txt = write_clip_vocabulary(tmp_path)
+  merges = merges_txt.read_text('utf-8').splitlines()[1:]
+  transformers.CLIPTokenizer(
+    vocab=json.loads(vocab_json.read_text()), merges=[tuple(x.split()) for x in merges]
+  ).save_pretrained(tmp_path / 'new')
+  original = tmp_path / 'bpe_simple_vocab_16e6.txt.gz'
+  with gzip.open(original, 'wt', encoding='utf-8') as file:
+    # More merges than are used, as in the original.
+    file.write('\n'.join(['"bpe#version: 0.2"', *merges, 'e d</w>', 'i n']) + '\n')
+  size = 512 + len(merges) + 2
+  expected = Tokenizer.from_clip(vocab_json, merges_txt)
+  for other in (
+    Tokenizer.from_tokenizer_json(tmp_path / 'new' / 'tokenizer.json'),
+    Tokenizer.from_bpe_file(original, vocab_size=size),
+  ):
+    strings = varied_strings()
+    with warnings.catch_warnings(record=True):
+      np.testing.assert_array_equal(other.encode(strings), expected.encode(strings))
+    for name in ('vocab_size', 'context_length', 'start_token', 'end_token'):
+      assert getattr(other, name) == getattr(expected, name)
+  assert Tokenizer.from_bpe_file(original, 9).vocab_size == size + 2
+  assert Tokenizer.from_bpe_file(original, 9).context_length == 9
+
+
+def test_tokenizer_json_may_hold_merges_in_one_string(tmp_path):
+  vocab_json, merges_txt = write_clip_vocabulary(tmp_path)
+  merges = merges_txt.read_text('utf-8').splitlines()[1:]
+  vocab = json.loads(vocab_json.read_text())
+  model = {'vocab': vocab, 'merges': merges, 'end_of_word_suffix': '</w>'}
+  path = tmp_path / 'tokenizer.json'
+  path.write_text(json.dumps({'model': model}))
+  with warnings.catch_warnings(record=True):
+    expected = Tokenizer.from_clip(vocab_json, merges_txt).encode(ODD_STRINGS)
+    got = Tokenizer.from_tokenizer_json(path).encode(ODD_STRINGS)
+  np.testing.assert_array_equal(got, expected)
+  for changes, message in (
+    ({'type': 'WordPiece'}, "of type 'WordPiece' with words that end in '</w>'"),
+    ({'end_of_word_suffix': None}, 'words that end in None'),
+    ({'vocab': {'a': 0}}, 'lacks 513 tokens that every CLIP vocabulary'),
+    ({'merges': ['q z']}, r'tokenizer\.json do not belong together'),
+    ({'merges': ['q']}, r'tokenizer\.json does not hold a byte-pair vocabulary'),
+    ({'merges': None}, r'tokenizer\.json does not hold a byte-pair vocabulary'),
+  ):
+    path.write_text(json.dumps({'model': model | changes}))
+    with pytest.raises(ValueError, match=message):
+      Tokenizer.from_tokenizer_json(path)
+
+
+def test_a_damaged_bpe_file_is_refused_by_name(tmp_path):
+  path = tmp_path / 'bpe.txt.gz'
+  whole = gzip.compress(b'"head"\n' + b'a n\nt h\n' * 99)
+  for content in (whole[:-9], b'a n\nt h\n', gzip.compress(b'"head"\na b c\n')):
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r'bpe\.txt\.gz is damaged or not bpe_simple'):
+      Tokenizer.from_bpe_file(path)
+  with pytest.raises(FileNotFoundError, match=r'absent\.gz'):
+    Tokenizer.from_bpe_file(tmp_path / 'absent.gz')
 
 
 def test_trained_file_is_read_alike_by_transformers(tmp_path):

@@ -14,7 +14,7 @@ from jax import numpy as jnp
 from torch.nn import functional
 
 from composer_jax.conditions import ALL
-from composer_jax.models.unet import UNet, UNetConfig
+from composer_jax.models.unet import UNet, UNetConfig, roll, unroll
 from tests.composer_jax.models.public_weights import (
   assert_filled,
   assert_near,
@@ -474,3 +474,82 @@ def test_maps_that_do_not_fit_the_grid_are_refused():
   config = dataclasses.replace(PLAIN, image_size=12, conditions=('mask',))
   with pytest.raises(ValueError, match='mask maps are 8 pixels.*multiple of the 12'):
     abstract(config)
+
+
+DEEP = dataclasses.replace(
+  PLAIN,
+  # Narrower again in the middle, where sums of widths coincide.
+  multipliers=(2, 1, 2),
+  blocks=2,
+  attention=(False, False, True),
+  conditions=('caption', 'sketch'),
+  dropout=0.3,
+)
+
+
+def call(graph, weights, dropout_key=None):
+  rng = np.random.default_rng(0)
+  stored = {
+    'caption': rng.normal(size=(BATCH, *SHAPES['caption'])).astype(np.float32),
+    'sketch': rng.integers(0, 256, (BATCH, *SHAPES['sketch'])).astype(np.uint8),
+  }
+  kept = {name: np.array([True, False, True]) for name in stored}
+  x_t = rng.normal(size=(BATCH, SIZE, SIZE, 3)).astype(np.float32)
+  model = nnx.merge(graph, weights)
+  return model(x_t, np.array([1, 500, 999]), stored, kept, dropout_key=dropout_key)
+
+
+def build(config):
+  return nnx.split(with_random_weights(lambda: UNet(config, SHAPES, rngs=nnx.Rngs(0))))
+
+
+def test_scanned_blocks_give_the_same_numbers_and_gradients():
+  graph, weights = build(DEEP)
+  scanned = dataclasses.replace(DEEP, scan=True)
+  scanned_graph, shapes = nnx.split(
+    nnx.eval_shape(lambda: UNet(scanned, SHAPES, rngs=nnx.Rngs(0)))
+  )
+  key = jax.random.key(3)
+
+  def of(graph):
+    @jax.jit
+    def loss(weights):
+      output = call(graph, weights, key)
+      return (output**2).mean(), output
+
+    return jax.value_and_grad(loss, has_aux=True)
+
+  (_, plain), plain_grads = of(graph)(weights)
+  rolled = roll(nnx.to_pure_dict(weights), DEEP)
+  nnx.replace_by_pure_dict(shapes, rolled)
+  (_, made), grads = of(scanned_graph)(shapes)
+  np.testing.assert_allclose(made, plain, atol=1e-4 * np.abs(plain).max())
+  wanted = jax.tree.leaves(roll(nnx.to_pure_dict(plain_grads), DEEP))
+  # Biases before a normalisation have no gradient but for rounding.
+  rounding = 1e-6 * max(float(np.abs(leaf).max()) for leaf in wanted)
+  for ours, theirs in zip(jax.tree.leaves(grads), wanted, strict=True):
+    close = 1e-3 * float(np.abs(theirs).max()) + rounding
+    np.testing.assert_allclose(ours, theirs, atol=close)
+
+
+def test_rolling_and_unrolling_weights_are_inverses():
+  _, weights = build(DEEP)
+  plain = nnx.to_pure_dict(weights)
+  rolled = roll(plain, DEEP)
+  assert len(rolled['down']) < len(plain['down'])
+  assert len(rolled['up']) < len(plain['up'])
+  again = unroll(rolled, DEEP)
+  assert jax.tree.structure(again) == jax.tree.structure(plain)
+  for ours, theirs in zip(jax.tree.leaves(again), jax.tree.leaves(plain), strict=True):
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_scanning_draws_the_same_initial_weights():
+  plain, scanned = (
+    nnx.to_pure_dict(nnx.state(UNet(config, SHAPES, rngs=nnx.Rngs(0))))
+    for config in (DEEP, dataclasses.replace(DEEP, scan=True))
+  )
+  for ours, theirs in zip(
+    jax.tree.leaves(scanned), jax.tree.leaves(roll(plain, DEEP)), strict=True
+  ):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)

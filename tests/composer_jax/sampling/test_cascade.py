@@ -159,8 +159,8 @@ def test_the_noise_on_the_low_resolution_image_is_drawn_from_the_key(level):
   large = denoising(
     names=('sketch',),
     model={'image_size': 2 * SIZE, 'low_res_size': SIZE},
-    diffusion={'low_res_noise': 250},
-    low_res_noise=level,
+    diffusion={'low_res_level': 250},
+    low_res_level=level,
     eta=0.0,
   )
   stored, kept = conditions(1)

@@ -110,6 +110,7 @@ def test_an_image_is_the_same_alone_and_in_any_batch():
   keys = jax.random.split(jax.random.key(2), 5)
   x_t = initial_noise(keys, (4, 4, 3))
 
+  @jax.jit
   def moved(x, keys):
     return langevin(3, 0.3)(lambda x: jnp.tanh(x[..., ::-1]), x, step, keys)
 

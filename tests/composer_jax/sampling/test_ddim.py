@@ -65,7 +65,7 @@ def our_step(eps, x_t, noise, step, eta, clip):
   return ddim(eta)(x_t, Estimate(eps, x_0, x_0), step, noise)
 
 
-@pytest.mark.parametrize('num_sample', [1, 7, 20, 50])
+@pytest.mark.parametrize('num_sample', [1, 7, 20])
 @pytest.mark.parametrize('clip', [False, True])
 @pytest.mark.parametrize('eta', [0.0, 0.6, 1.0])
 @pytest.mark.parametrize('spacing', ['leading', 'trailing', 'linspace'])
@@ -153,7 +153,7 @@ def gaussian_run(eta, alphas, keys):
     return eps, (x_t - jnp.sqrt(1 - a) * eps) / jnp.sqrt(a)
 
   x_T = initial_noise(keys, (200, 3))
-  steps = timesteps(1000, 1000, 'trailing')
+  steps = timesteps(1000, 250, 'trailing')
   return sample(denoise, ddim(eta), x_T, alphas, steps, keys)
 
 

@@ -91,12 +91,16 @@ def images(shape=SHAPE):
   return jnp.asarray(centres + SPREAD * rng.normal(size=shape), jnp.float32)
 
 
+@jax.jit
+def there_and_back(x_0, times, iterations):
+  keys = jax.random.split(jax.random.key(0), len(x_0))
+  x_T = invert(exact, x_0, ALPHAS, times, iterations=iterations)
+  return sample(exact, ddim(), x_T, ALPHAS, times, keys)
+
+
 def error_of_return(num_sample, iterations=1, spacing='trailing'):
   times = timesteps(1000, num_sample, spacing)
-  keys = jax.random.split(jax.random.key(0), SHAPE[0])
-  x_T = invert(exact, images(), ALPHAS, times, iterations=iterations)
-  x_0 = sample(exact, ddim(), x_T, ALPHAS, times, keys)
-  return float(jnp.abs(x_0 - images()).max())
+  return float(jnp.abs(there_and_back(images(), times, iterations) - images()).max())
 
 
 @pytest.mark.parametrize('spacing', ['leading', 'trailing', 'linspace'])

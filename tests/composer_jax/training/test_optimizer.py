@@ -83,6 +83,23 @@ def test_muon_orthogonalises_kernels_and_leaves_all_else_to_adam():
     assert ratio.flat[0] > 0
 
 
+def test_vectors_that_are_stacked_by_a_scan_are_not_decayed_either():
+  config = OptimizerConfig(weight_decay=0.1)
+  params = {
+    'layers': {
+      'norm': {'scale': jnp.ones((5, 4)), 'bias': jnp.ones((5, 4))},
+      'dense': {'kernel': jnp.ones((5, 4, 4)), 'bias': jnp.ones((5, 4))},
+    }
+  }
+  optimizer = make_optimizer(config)
+  still = jax.tree.map(jnp.zeros_like, params)
+  updates, _ = optimizer.update(still, optimizer.init(params), params)
+  layers = updates['layers']
+  np.testing.assert_allclose(layers['dense']['kernel'], 0.1, rtol=1e-5)
+  for vector in (*layers['norm'].values(), layers['dense']['bias']):
+    np.testing.assert_array_equal(vector, 0)
+
+
 def test_muon_decays_matrices_and_kernels_only():
   config = OptimizerConfig(name='muon', weight_decay=0.1)
   params = {

@@ -9,8 +9,9 @@ import optax
 import pytest
 from flax import nnx
 
+from composer_jax.config import from_dict
 from composer_jax.diffusion.schedule import make_schedule
-from composer_jax.training.stages import Diffusion
+from composer_jax.training.stages import Diffusion, PriorDiffusion
 
 KEY = jax.random.key(5)
 
@@ -118,7 +119,7 @@ def test_noise_levels_cover_the_whole_schedule(setup):
 
 def test_an_upsampler_sees_a_noisy_small_image_and_its_level(setup):
   _, stage, batch = setup(
-    model={'image_size': 16, 'low_res_size': 8}, diffusion={'low_res_noise': 100}
+    model={'image_size': 16, 'low_res_size': 8}, diffusion={'low_res_level': 100}
   )
   _, _, called = observe(stage, batch)
   low, level = called['low_res'], np.asarray(called['level'])
@@ -129,6 +130,21 @@ def test_an_upsampler_sees_a_noisy_small_image_and_its_level(setup):
   error = ((np.asarray(low) - clean) ** 2).mean((1, 2, 3))
   order = np.argsort(level)
   assert error[order[-3:]].mean() > error[order[:3]].mean()
+
+
+@pytest.mark.parametrize('kind', ['blur', 'bsr'])
+def test_the_low_resolution_image_is_degraded_as_the_config_says(setup, kind):
+  _, stage, batch = setup(
+    model={'image_size': 16, 'low_res_size': 8},
+    diffusion={'low_res_degradation': kind, 'low_res_level': 999},
+  )
+  _, _, called = observe(stage, batch)
+  clean = jax.image.resize(area_average(batch['image'], 8), (8, 16, 16, 3), 'cubic')
+  error = np.abs(np.asarray(called['low_res']) - clean).mean((1, 2, 3))
+  level = np.asarray(called['level'])
+  assert 0 <= level.min() < level.max() < 1000
+  assert (error[level > 300] > 1e-4).all()
+  assert error.max() < 0.5
 
 
 def test_without_noise_levels_the_small_image_comes_clean(setup):
@@ -193,6 +209,80 @@ def test_a_network_without_an_answer_knows_the_pixels_of_the_mask(setup):
   eps = (np.asarray(called['x_t']) - signal * x_0) / noise
   error = np.where(visible[..., None], 0, (signal * eps - noise * x_0) ** 2)
   assert float(loss) == pytest.approx(float(error.mean()), rel=1e-3)
+
+
+class KnownPrior:
+  """Normalises as a prior does, and answers what it is told to."""
+
+  def __init__(self, mean, std, answer):
+    self.mean, self.std, self.answer = mean, std, answer
+    self.called = {}
+
+  def normalise_embedding(self, embedding):
+    return (embedding - self.mean) / self.std
+
+  def denormalise(self, x_0):
+    return x_0 * self.std + self.mean
+
+  def __call__(self, x_t, t, words, sentence, word_mask, kept, dropout_key):
+    self.called = {'x_t': x_t, 't': t, 'words': words, 'sentence': sentence}
+    self.called |= {'kept': kept}
+    assert word_mask is None
+    assert dropout_key is None
+    return self.answer(x_t)
+
+
+def prior_setup(count=2000, width=6, tokens=3):
+  rng = np.random.default_rng(0)
+  batch = {
+    'semantics': rng.normal(size=(count, width)).astype(np.float16),
+    'caption': rng.normal(size=(count, tokens + 1, width)).astype(np.float16),
+  }
+  batch['caption'][::4] = 0  # Images without a caption.
+  config = from_dict(
+    {
+      'stage': 'prior',
+      'model': {'width': 8, 'layers': 1, 'heads': 2, 'head_width': 4},
+      'diffusion': {'prediction': 'x0'},
+    }
+  )
+  return PriorDiffusion(config), jax.tree.map(jnp.asarray, batch)
+
+
+def test_a_prior_noises_the_normalised_embedding_and_is_asked_for_it():
+  stage, batch = prior_setup()
+  x_0 = np.asarray(batch['semantics'], np.float64) / 2 - 0.25
+  prior = KnownPrior(0.5, 2.0, jnp.zeros_like)
+  loss, metrics = stage.loss(prior, batch, KEY)
+  assert float(loss) == pytest.approx((x_0**2).mean(), rel=1e-4)
+  assert -1 <= float(metrics['cosine']) <= 1
+  called = prior.called
+  a = make_schedule('cosine', 1000).alphas_cumprod[np.asarray(called['t'])][:, None]
+  noise = (np.asarray(called['x_t']) - np.sqrt(a) * x_0) / np.sqrt(1 - a)
+  assert abs(noise.mean()) < 5 / np.sqrt(noise.size)
+  assert abs(noise.var() - 1) < 5 * np.sqrt(2 / noise.size)
+  caption = np.asarray(batch['caption'], np.float32)
+  np.testing.assert_array_equal(called['words'], caption[:, :-1])
+  np.testing.assert_array_equal(called['sentence'], caption[:, -1])
+
+
+def test_a_prior_drops_one_caption_in_ten_and_those_that_are_not_there():
+  stage, batch = prior_setup()
+  prior = KnownPrior(0.0, 1.0, jnp.zeros_like)
+  stage.loss(prior, batch, KEY)
+  kept = np.asarray(prior.called['kept']).reshape(-1, 4)
+  assert not kept[:, 0].any()
+  share = kept[:, 1:].mean()
+  assert abs(share - 0.9) < 4 * np.sqrt(0.09 / kept[:, 1:].size)
+
+
+def test_images_without_an_embedding_teach_a_prior_nothing():
+  stage, batch = prior_setup()
+  half = {**batch, 'semantics': batch['semantics'].at[::2].set(0)}
+  prior = KnownPrior(1.0, 1.0, jnp.zeros_like)
+  loss, _ = stage.loss(prior, half, KEY)
+  x_0 = np.asarray(batch['semantics'], np.float64)[1::2] - 1
+  assert float(loss) == pytest.approx((x_0**2).mean(), rel=1e-4)
 
 
 def test_a_learned_variance_adds_the_bound_and_trains_both_halves(setup):

@@ -1,0 +1,1 @@
+"""Public weights of other frameworks, brought in without running their code."""

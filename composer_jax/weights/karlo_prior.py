@@ -1,0 +1,142 @@
+"""Karlo's prior: `PriorTransformer` of diffusers, such as kakaobrain/karlo-v1-alpha."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from composer_jax.models.prior import EXTRA_TOKENS, PriorConfig
+from composer_jax.weights.mapping import Path, Source, same, transposed
+
+_MODULES = {
+  'time_in': 'time_embedding.linear_1',
+  'time_out': 'time_embedding.linear_2',
+  'words_in': 'encoder_hidden_states_proj',
+  'sentence_in': 'embedding_proj',
+  'embedding_in': 'proj_in',
+  'norm_out': 'norm_out',
+  'embedding_out': 'proj_to_clip_embeddings',
+}
+_LAYER_MODULES = {
+  'norm_attention': 'norm1',
+  'q': 'attn1.to_q',
+  'k': 'attn1.to_k',
+  'v': 'attn1.to_v',
+  'attention_out': 'attn1.to_out.0',
+  'norm_mlp': 'norm3',
+  'mlp_in': 'ff.net.0.proj',
+  'mlp_out': 'ff.net.2',
+}
+
+
+# What diffusers takes for a field that is missing.
+_SIZES = {
+  'num_attention_heads': 32,
+  'attention_head_dim': 64,
+  'num_layers': 20,
+  'embedding_dim': 768,
+  'num_embeddings': 77,
+}
+
+# Likewise, its defaults first; other values are other models.
+_SUPPORTED: dict[str, tuple[Any, ...]] = {
+  'additional_embeddings': (EXTRA_TOKENS,),
+  'time_embed_act_fn': ('silu',),
+  'norm_in_type': (None,),
+  'embedding_proj_norm_type': (None,),
+  'encoder_hid_proj_type': ('linear',),
+  'added_emb_type': ('prd',),
+}
+
+
+def prior_config(fields: Mapping[str, Any]) -> PriorConfig:
+  """Our config of what a `config.json` of `PriorTransformer` describes.
+
+  Args:
+    fields: of `config.json`. What is missing has diffusers' default.
+
+  Returns:
+    The config, in bfloat16 and scanned; replace what should be otherwise.
+
+  Raises:
+    ValueError: it is of another class, or a field has a value that this prior has no
+      counterpart of.
+  """
+  kind = fields.get('_class_name', 'PriorTransformer')
+  if kind != 'PriorTransformer':
+    raise _unsupported('_class_name', kind, "'PriorTransformer'")
+  sizes = {name: fields.get(name, default) for name, default in _SIZES.items()}
+  for name, value in sizes.items():
+    if not isinstance(value, int) or value < 1:
+      raise _unsupported(name, value, 'a positive integer')
+  heads, head_width = sizes['num_attention_heads'], sizes['attention_head_dim']
+  width, embed = heads * head_width, sizes['embedding_dim']
+  equal = {
+    'time_embed_dim': (None, width),
+    'embedding_proj_dim': (None, embed),
+    'clip_embed_dim': (None, embed),
+  }
+  for name, values in (_SUPPORTED | equal).items():
+    found = fields.get(name, values[0])
+    if found not in values:
+      raise _unsupported(name, found, ' or '.join(map(repr, values)))
+  return PriorConfig(
+    width=width,
+    layers=sizes['num_layers'],
+    heads=heads,
+    head_width=head_width,
+    embed_width=embed,
+    num_tokens=sizes['num_embeddings'],
+    dropout=fields.get('dropout', 0.0),
+  )
+
+
+def _unsupported(name: str, value: Any, expected: str) -> ValueError:
+  return ValueError(
+    f'{name} in config.json is {value!r}; only priors with {expected} can be imported.'
+  )
+
+
+def _only(x: np.ndarray) -> np.ndarray:
+  """(1, ...) without its first axis."""
+  return np.squeeze(x, 0)
+
+
+def sources(config: PriorConfig) -> dict[Path, Source]:
+  """Where each parameter of `Prior` comes from, and its statistics, by path.
+
+  Args:
+    config: of the prior. Of scanned layers each source names the parameter of all, to
+      be stacked.
+  """
+  found: dict[Path, Source] = {
+    ('positions',): Source('positional_embedding', _only),
+    ('final_token',): Source('prd_embedding', lambda x: np.squeeze(x, (0, 1))),
+    ('mean',): Source('clip_mean', _only),
+    ('std',): Source('clip_std', _only),
+  }
+  for ours, theirs in _MODULES.items():
+    for leaf, name in _leaves(ours):
+      found[ours, leaf] = _source(leaf, f'{theirs}.{name}')
+  for ours, theirs in _LAYER_MODULES.items():
+    for leaf, name in _leaves(ours):
+      names = tuple(
+        f'transformer_blocks.{i}.{theirs}.{name}' for i in range(config.layers)
+      )
+      if config.scan:
+        found['layers', ours, leaf] = _source(leaf, names)
+      else:
+        for i in range(config.layers):
+          found['layers', i, ours, leaf] = _source(leaf, names[i])
+  return found
+
+
+def _leaves(module: str) -> tuple[tuple[str, str], ...]:
+  """Our name and theirs of each parameter of a module."""
+  return ('scale' if 'norm' in module else 'kernel', 'weight'), ('bias', 'bias')
+
+
+def _source(leaf: str, names: str | tuple[str, ...]) -> Source:
+  return Source(names, transposed if leaf == 'kernel' else same)

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import pytest
+from diffusers import PriorTransformer
+
+from composer_jax.models.prior import PriorConfig
+from composer_jax.weights.karlo_prior import prior_config, sources
+
+# Parity with diffusers through this table: tests/composer_jax/models/test_prior.py.
+
+
+def test_a_config_without_fields_has_the_defaults_of_diffusers():
+  assert prior_config({}) == PriorConfig()
+
+
+def test_a_config_as_diffusers_writes_it_is_understood():
+  theirs = PriorTransformer(
+    num_attention_heads=2,
+    attention_head_dim=6,
+    num_layers=3,
+    embedding_dim=10,
+    num_embeddings=5,
+    dropout=0.1,
+    time_embed_dim=12,
+    clip_embed_dim=10,
+  )
+  assert prior_config(dict(theirs.config)) == PriorConfig(
+    width=12,
+    layers=3,
+    heads=2,
+    head_width=6,
+    embed_width=10,
+    num_tokens=5,
+    dropout=0.1,
+  )
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    (
+      {'_class_name': 'UNet2DModel'},
+      "_class_name .* 'UNet2DModel'; only .* 'PriorTransformer'",
+    ),
+    ({'num_layers': 0}, 'num_layers .* is 0; only .* a positive integer'),
+    ({'embedding_dim': None}, 'embedding_dim .* is None; only'),
+    ({'norm_in_type': 'layer'}, "norm_in_type .* is 'layer'; only priors with None"),
+    ({'additional_embeddings': 3}, 'additional_embeddings .* is 3; only .* 4'),
+    ({'added_emb_type': None}, "added_emb_type .* is None; only .* 'prd'"),
+    ({'encoder_hid_proj_type': None}, 'encoder_hid_proj_type'),
+    ({'embedding_proj_norm_type': 'layer'}, 'embedding_proj_norm_type'),
+    ({'time_embed_act_fn': 'gelu'}, 'time_embed_act_fn'),
+    ({'clip_embed_dim': 1024}, 'clip_embed_dim .* is 1024; only .* None or 768'),
+    ({'embedding_proj_dim': 1024}, 'embedding_proj_dim'),
+    ({'time_embed_dim': 64}, 'time_embed_dim .* is 64; only .* None or 2048'),
+  ],
+)
+def test_what_this_prior_cannot_be_is_refused_by_field_and_value(fields, message):
+  with pytest.raises(ValueError, match=message):
+    prior_config(fields)
+
+
+def test_a_stack_names_the_arrays_of_its_layers_in_order():
+  source = sources(PriorConfig(layers=12))['layers', 'q', 'kernel']
+  assert source.names == tuple(
+    f'transformer_blocks.{i}.attn1.to_q.weight' for i in range(12)
+  )
