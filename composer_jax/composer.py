@@ -19,6 +19,7 @@ from flax import nnx
 from composer_jax import config as config_lib
 from composer_jax.checkpoints import newest, read_average
 from composer_jax.conditions import ALL, by_name
+from composer_jax.diffusion.resolution import to_float
 from composer_jax.files import read_json
 from composer_jax.images import Picture, composite, resize_square
 from composer_jax.models.clip import Clip, normalise, unit_length
@@ -335,6 +336,7 @@ class Composer:
     windows: Mapping[str, tuple[float, float]] | None = None,
     base: Mapping[str, np.ndarray] | None = None,
     sampling: Mapping[str, Any] | None = None,
+    start: np.ndarray | None = None,
   ) -> np.ndarray:
     """Makes images.
 
@@ -350,6 +352,7 @@ class Composer:
         bidirectional guidance does; none if None.
       sampling: fields of `config.SampleConfig` for the base model, such as `steps`,
         `guidance`, `eta` or `sampler`; its own if missing.
+      start: x_T of the base model, as `invert` gives it; drawn from the seeds if None.
 
     Returns:
       uint8 sRGB (B, S, S, 3).
@@ -362,7 +365,39 @@ class Composer:
     term = self._branch(stored, kept, windows or {}, count)
     origin = None if base is None else self._branch(base, None, {}, count)
     wish = Wish((term,), np.ones((1, count), np.float32), origin)
-    return self._run(wish, np.asarray(seeds), sampling or {})
+    return self._run(wish, np.asarray(seeds), sampling or {}, start)
+
+  def invert(
+    self,
+    images: np.ndarray,
+    stored: Mapping[str, np.ndarray],
+    kept: Mapping[str, np.ndarray] | None = None,
+    *,
+    sampling: Mapping[str, Any] | None = None,
+  ) -> np.ndarray:
+    """DDIM inversion: the noise that images come from under conditions.
+
+    `compose` with it as `start`, the same conditions and eta 0 gives the images back
+    as the base model sees them; with others, the images as these would have them
+    (Composer, section 2.3).
+
+    Args:
+      images: uint8 (B, S, S, 3), S a multiple of the base model's size.
+      stored: conditions (B, *shape) by name.
+      kept: as in `compose`.
+      sampling: as in `compose`, of which `steps`, `spacing` and `guidance` count. At
+        guidance 1 the way back is nearest.
+
+    Returns:
+      float32 (B, s, s, 3), s the base model's size.
+    """
+    count, base = len(images), self._stages[0]
+    settings = config_lib.settings_from(base.config.sample, sampling or {})
+    term = self._branch(stored, kept, {}, count)
+    wish = Wish((term,), np.ones((1, count), np.float32))
+    x_0 = to_float(jnp.asarray(images), base.config.unet.image_size)
+    keys = jax.random.split(jax.random.key(0), count)  # Nothing is drawn.
+    return np.asarray(base.invert(wish, x_0, keys, settings=settings))
 
   def compose_terms(
     self,
@@ -456,7 +491,11 @@ class Composer:
     return Branch(full, keep, during)
 
   def _run(
-    self, wish: Wish, seeds: np.ndarray, sampling: Mapping[str, Any]
+    self,
+    wish: Wish,
+    seeds: np.ndarray,
+    sampling: Mapping[str, Any],
+    start: np.ndarray | None = None,
   ) -> np.ndarray:
     """Samples in batches of one size, so that few programs are compiled."""
     settings = config_lib.settings_from(self._stages[0].config.sample, sampling)
@@ -469,7 +508,8 @@ class Composer:
         wish.weights[:, rows],
         jax.tree.map(lambda x, rows=rows: x[rows], wish.base),
       )
-      made = run_cascade(self._stages, part, seeds[rows], settings)
+      begun = None if start is None else start[rows]
+      made = run_cascade(self._stages, part, seeds[rows], settings, begun)
       images.append(made[: count - begin])
     return np.concatenate(images)
 

@@ -6,14 +6,17 @@ import argparse
 import pathlib
 
 from composer_jax.weights.clip_weights import read_clip
+from composer_jax.weights.karlo_prior import read_prior
 from composer_jax.weights.model_folder import Reader, import_model
 
 KINDS: dict[str, Reader] = {
   'clip': read_clip,
+  'karlo-prior': read_prior,
 }
 
 EPILOG = """kinds:
-  clip    a CLIPModel of transformers: a dual encoder
+  clip         a CLIPModel of transformers: a dual encoder
+  karlo-prior  a PriorTransformer of diffusers, such as Karlo's
 
 example:
   composer-jax import --kind clip --from clip-vit-large-patch14-336 --out models/clip

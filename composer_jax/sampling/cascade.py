@@ -27,7 +27,9 @@ from composer_jax.sampling.ddim import ddim
 from composer_jax.sampling.ddpm import ddpm
 from composer_jax.sampling.dpm_solver import dpm_solver
 from composer_jax.sampling.guidance import Guidance, Wish, follow, guide
+from composer_jax.sampling.inversion import invert
 from composer_jax.sampling.loop import (
+  Denoiser,
   Sampler,
   Spacing,
   initial_noise,
@@ -84,8 +86,9 @@ class Denoising:
   ):
     self.config, self.condition_shapes = config, condition_shapes
     self.weights = weights
-    self._sample = jax.jit(
-      functools.partial(sample_stage, config, graph), static_argnames='plan'
+    self._sample, self._invert = (
+      jax.jit(functools.partial(function, config, graph), static_argnames='plan')
+      for function in (sample_stage, invert_stage)
     )
 
   def __call__(
@@ -94,6 +97,7 @@ class Denoising:
     keys: jax.Array,
     low_res: jax.Array | None = None,
     settings: SampleConfig | None = None,
+    start: jax.Array | np.ndarray | None = None,
   ) -> jax.Array:
     """Samples float images (B, S, S, 3) in [-1, 1]; see `sample_stage`.
 
@@ -101,6 +105,24 @@ class Denoising:
     follows the first term alone: what is to be avoided is the base model's affair.
     """
     settings = self.config.sample if settings is None else settings
+    known, knobs, plan = self._prepare(wish, settings)
+    return self._sample(self.weights, known, keys, low_res, knobs, start, plan=plan)
+
+  def invert(
+    self,
+    wish: Wish,
+    images: jax.Array,
+    keys: jax.Array,
+    low_res: jax.Array | None = None,
+    settings: SampleConfig | None = None,
+  ) -> jax.Array:
+    """The noise that images come from under a wish; see `invert_stage`."""
+    settings = self.config.sample if settings is None else settings
+    known, knobs, plan = self._prepare(wish, settings)
+    return self._invert(self.weights, known, keys, low_res, knobs, images, plan=plan)
+
+  def _prepare(self, wish: Wish, settings: SampleConfig) -> tuple[Wish, Knobs, Plan]:
+    """The wish as far as the stage knows it, and the settings in two parts."""
     names = self.config.unet.conditions
     alone = len(wish.terms) == 1 and wish.base is None
     plan = Plan(
@@ -121,7 +143,7 @@ class Denoising:
       wish.weights[: len(terms)],
       wish.base.only(names) if wish.base and plan.guided else None,
     )
-    return self._sample(self.weights, known, keys, low_res, knobs, plan=plan)
+    return known, knobs, plan
 
 
 def _sampler(plan: Plan, knobs: Knobs) -> Sampler:
@@ -138,6 +160,7 @@ def sample_stage(
   keys: jax.Array,
   low_res: jax.Array | None,
   knobs: Knobs,
+  start: jax.Array | None = None,
   *,
   plan: Plan,
 ) -> jax.Array:
@@ -151,11 +174,77 @@ def sample_stage(
     keys: random keys (B,), one an image.
     low_res: for an upsampler, images (B, s, s, 3) in [-1, 1].
     knobs: settings that may be traced.
+    start: x_T (B, S, S, 3), such as `invert_stage` gives it; drawn if None.
     plan: settings that are not.
 
   Returns:
     float32 (B, S, S, 3) in [-1, 1].
   """
+  run = _reverse_process(config, graph, weights, wish, keys, low_res, knobs, plan)
+  size = config.unet.image_size
+  x_0 = sample(
+    run.denoise,
+    _sampler(plan, knobs),
+    initial_noise(run.keys, (size, size, 3)) if start is None else start,
+    run.alphas_cumprod,
+    timesteps(config.diffusion.num_steps, plan.steps, plan.spacing),
+    run.keys,
+    threshold=dynamic(knobs.percentile, CEILING) if plan.dynamic else static(),
+  )
+  return jnp.clip(x_0, -1, 1)
+
+
+def invert_stage(
+  config: Config,
+  graph: nnx.GraphDef,
+  weights: nnx.State,
+  wish: Wish,
+  keys: jax.Array,
+  low_res: jax.Array | None,
+  knobs: Knobs,
+  images: jax.Array,
+  *,
+  plan: Plan,
+) -> jax.Array:
+  """DDIM inversion of one stage (Composer, section 2.3); pure, to be jitted.
+
+  Args:
+    config: of the stage.
+    graph: of its model.
+    weights: of its model.
+    wish: what the images follow.
+    keys: random keys (B,), of an upsampler's degradation.
+    low_res: for an upsampler, images (B, s, s, 3) in [-1, 1].
+    knobs: settings that may be traced.
+    images: x_0 (B, S, S, 3) in [-1, 1].
+    plan: settings that are not.
+
+  Returns:
+    x_T, float32 (B, S, S, 3): `sample_stage` starts from it to give the images back
+    under the same wish, with DDIM at eta 0, or others under another.
+  """
+  run = _reverse_process(config, graph, weights, wish, keys, low_res, knobs, plan)
+  steps = timesteps(config.diffusion.num_steps, plan.steps, plan.spacing)
+  return invert(run.denoise, images, run.alphas_cumprod, steps)
+
+
+class _Reverse(NamedTuple):
+  denoise: Denoiser
+  alphas_cumprod: jax.Array
+  keys: jax.Array
+
+
+def _reverse_process(
+  config: Config,
+  graph: nnx.GraphDef,
+  weights: nnx.State,
+  wish: Wish,
+  keys: jax.Array,
+  low_res: jax.Array | None,
+  knobs: Knobs,
+  plan: Plan,
+) -> _Reverse:
+  """The guided model of one stage, its schedule, and the keys that are left."""
   shape, diffusion = config.unet, config.diffusion
   unet: UNet = nnx.merge(graph, weights)
   conditions = by_name(shape.conditions)
@@ -204,16 +293,7 @@ def sample_stage(
     c = coefficients(alphas_cumprod, t, x_t.ndim)
     return to_eps_and_x0(diffusion.prediction, predict(x_t, t), x_t, c)
 
-  x_0 = sample(
-    denoise,
-    _sampler(plan, knobs),
-    initial_noise(keys, (shape.image_size, shape.image_size, 3)),
-    alphas_cumprod,
-    timesteps(diffusion.num_steps, plan.steps, plan.spacing),
-    keys,
-    threshold=dynamic(knobs.percentile, CEILING) if plan.dynamic else static(),
-  )
-  return jnp.clip(x_0, -1, 1)
+  return _Reverse(denoise, alphas_cumprod, keys)
 
 
 def run_cascade(
@@ -221,8 +301,9 @@ def run_cascade(
   wish: Wish,
   seeds: np.ndarray,
   settings: SampleConfig | None = None,
+  start: np.ndarray | None = None,
 ) -> np.ndarray:
-  """Runs all stages; `settings` are for the first, the others have their own.
+  """Runs all stages; `settings` and `start` are for the first.
 
   Returns:
     uint8 sRGB (B, S, S, 3).
@@ -231,6 +312,9 @@ def run_cascade(
   images = None
   for index, stage in enumerate(stages):
     stage_keys = jax.vmap(lambda key, i=index: jax.random.fold_in(key, i))(keys)
-    images = stage(wish, stage_keys, images, None if index else settings)
+    if index:
+      images = stage(wish, stage_keys, images)
+    else:
+      images = stage(wish, stage_keys, None, settings, start)
   assert images is not None  # There is a base model at least.
   return np.asarray(jnp.round((images + 1) * 127.5)).astype(np.uint8)

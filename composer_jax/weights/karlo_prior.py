@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from flax import nnx
 
-from composer_jax.models.prior import EXTRA_TOKENS, PriorConfig
-from composer_jax.weights.mapping import Path, Source, same, transposed
+from composer_jax.config import Config, DiffusionConfig
+from composer_jax.files import read_json
+from composer_jax.models.prior import EXTRA_TOKENS, Prior, PriorConfig
+from composer_jax.weights.mapping import Path, Source, same, take, transposed
+from composer_jax.weights.model_folder import Model
+from composer_jax.weights.safetensors_files import SafetensorsFiles
 
 _MODULES = {
   'time_in': 'time_embedding.linear_1',
@@ -49,6 +55,25 @@ _SUPPORTED: dict[str, tuple[Any, ...]] = {
   'encoder_hid_proj_type': ('linear',),
   'added_emb_type': ('prd',),
 }
+
+
+def read_prior(folder: pathlib.Path, files: SafetensorsFiles) -> Model:
+  """Reads a folder of a `PriorTransformer`, such as `prior/` of Karlo.
+
+  Args:
+    folder: with `config.json`.
+    files: its weights.
+
+  Raises:
+    OSError: a file is missing.
+    ValueError: it is damaged, or is or needs what our prior is not.
+  """
+  advice = 'Copy or download it again.'
+  config = prior_config(read_json(folder / 'config.json', ('num_layers',), advice))
+  shapes = nnx.state(nnx.eval_shape(lambda: Prior(config, rngs=nnx.Rngs(0))))
+  weights = take(files, sources(config), shapes)
+  diffusion = DiffusionConfig(prediction='x0', num_steps=config.num_steps)
+  return Model(Config('prior', config, diffusion=diffusion), weights)
 
 
 def prior_config(fields: Mapping[str, Any]) -> PriorConfig:

@@ -74,7 +74,7 @@ def test_a_folder_takes_one_model_and_names_what_differs(tmp_path):
   longer = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=9))
   train.write_config(longer, tmp_path)
   assert json.loads((tmp_path / 'config.json').read_text())['train']['steps'] == 9
-  other = base('--config.model.channels=96', '--config.diffusion.prediction=eps')
+  other = base('--config.model.channels=96', '--config.diffusion.schedule=linear')
   with pytest.raises(ValueError, match=r'model.channels: 64 there, 96 asked') as error:
     train.write_config(other, tmp_path)
-  assert "diffusion.prediction: 'v' there, 'eps' asked" in str(error.value)
+  assert "diffusion.schedule: 'cosine' there, 'linear' asked" in str(error.value)

@@ -1,9 +1,17 @@
 from __future__ import annotations
 
+import jax
+import numpy as np
 import pytest
+import torch
 from diffusers import PriorTransformer
+from flax import nnx
 
+from composer_jax import cli
+from composer_jax.checkpoints import newest, read_average
+from composer_jax.composer import load_prior
 from composer_jax.models.prior import PriorConfig
+from composer_jax.training.stages import PriorDiffusion
 from composer_jax.weights.karlo_prior import prior_config, sources
 
 # Parity with diffusers through this table: tests/composer_jax/models/test_prior.py.
@@ -58,6 +66,38 @@ def test_a_config_as_diffusers_writes_it_is_understood():
 def test_what_this_prior_cannot_be_is_refused_by_field_and_value(fields, message):
   with pytest.raises(ValueError, match=message):
     prior_config(fields)
+
+
+def test_an_imported_folder_opens_as_a_prior_with_equal_outputs(tmp_path):
+  theirs = PriorTransformer(
+    num_attention_heads=2,
+    attention_head_dim=8,
+    num_layers=2,
+    embedding_dim=6,
+    num_embeddings=4,
+  )
+  for parameter in theirs.parameters():
+    parameter.requires_grad_(False).copy_(torch.randn(parameter.shape))
+  theirs.save_pretrained(tmp_path / 'prior', safe_serialization=True)
+  source, out = tmp_path / 'prior', tmp_path / 'model'
+  words = ['import', '--kind', 'karlo-prior', '--from', str(source), '--out', str(out)]
+  assert cli.main(words) == 0
+  imagine = load_prior(out)
+  prior = PriorDiffusion(imagine.config).init(jax.random.key(0))
+  shapes = nnx.state(prior)
+  nnx.update(prior, read_average(out, newest(out), shapes))
+  rng = np.random.default_rng(0)
+  x_t, sentence = rng.normal(size=(2, 3, 6)).astype(np.float32)
+  text = rng.normal(size=(3, 4, 6)).astype(np.float32)
+  t = np.array([0, 500, 999])
+  mask = np.ones((3, 4), bool)
+  given = map(torch.from_numpy, (x_t, t, sentence, text, mask))
+  wanted = theirs(*given).predicted_image_embedding.numpy()
+  made = prior(x_t, t, text, sentence, mask, np.ones(3, bool))
+  assert np.abs(made - wanted).max() < 0.05 * np.abs(wanted).max()  # In bfloat16.
+  captions = np.concatenate([text, sentence[:, None]], axis=1).astype(np.float16)
+  semantics = imagine(captions, np.arange(3))
+  np.testing.assert_allclose(np.linalg.norm(semantics, axis=1), 1, atol=1e-2)
 
 
 def test_a_stack_names_the_arrays_of_its_layers_in_order():
