@@ -99,7 +99,7 @@ def plain_loop(folder: pathlib.Path) -> int:
 
 def embed(folder: pathlib.Path, encoder_dir: pathlib.Path) -> float:
   """Images a second of adding caption and semantics."""
-  from composer_jax.composer import load_encoder
+  from composer_jax.trained import load_encoder
 
   encoder = load_encoder(encoder_dir)
   with tempfile.TemporaryDirectory() as out:

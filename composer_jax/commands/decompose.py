@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from composer_jax import __version__, conditions
-from composer_jax.composer import decompose, load_encoder, square_of
+from composer_jax.composer import decompose, square_of
 from composer_jax.images import encode_png, open_image
+from composer_jax.trained import load_encoder
 
 
 def main(argv: list[str]) -> int:

@@ -83,7 +83,7 @@ def _make(parser: argparse.ArgumentParser, flags: argparse.Namespace) -> int:
 
 
 def _add(parser: argparse.ArgumentParser, flags: argparse.Namespace) -> int:
-  from composer_jax.composer import load_encoder
+  from composer_jax.trained import load_encoder
   from data_pipelines.embed import prepare_onto
 
   if flags.encoder is None:

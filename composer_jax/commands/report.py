@@ -61,7 +61,7 @@ def _rejected(data: pathlib.Path) -> list[dict[str, str]]:
 
 def _commands(info: Mapping[str, Any], flags: argparse.Namespace) -> list[str]:
   """What makes the data, the model and the page again, in this order."""
-  from composer_jax.composer import INPUTS
+  from composer_jax.trained import INPUTS
 
   words = {name: info[name] for name in ('source', 'size', 'crop', 'seed')}
   words |= {

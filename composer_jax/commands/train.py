@@ -15,7 +15,6 @@ import jax
 import numpy as np
 
 from composer_jax import config as config_lib
-from composer_jax.composer import INPUTS
 from composer_jax.conditions import by_name
 from composer_jax.conditions.statistics import EmbeddingStatistics
 from composer_jax.config import Config
@@ -23,6 +22,7 @@ from composer_jax.files import read_json, write_json, write_text
 from composer_jax.grids import GridSampler
 from composer_jax.models.tokenizer import FILE_NAME as TOKENIZER_FILE
 from composer_jax.models.tokenizer import Tokenizer
+from composer_jax.trained import INPUTS
 from composer_jax.training import loop
 from composer_jax.training.stages import Diffusion, DualEncoder, PriorDiffusion
 from composer_jax.training.step import Stage

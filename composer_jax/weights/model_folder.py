@@ -16,10 +16,10 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 from composer_jax.checkpoints import FOLDER
-from composer_jax.composer import INPUTS
 from composer_jax.config import Config
 from composer_jax.files import read_json, write_json, write_text
 from composer_jax.models.tokenizer import Tokenizer
+from composer_jax.trained import INPUTS
 from composer_jax.weights.safetensors_files import (
   SafetensorsFiles,
   digest,

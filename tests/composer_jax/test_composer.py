@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import skimage.data
 
-from composer_jax.composer import Composer, decompose, load_encoder, square_of
+from composer_jax.composer import Composer, decompose, square_of
 from composer_jax.images import Picture
+from composer_jax.trained import load_encoder
 from tests.composer_jax.tiny import NAMES, SIZE, composer_of, denoising
 
 ASTRONAUT = Picture(skimage.data.astronaut())

@@ -17,7 +17,7 @@ import transformers
 from PIL import Image
 
 from composer_jax import cli
-from composer_jax.composer import load_encoder
+from composer_jax.trained import load_encoder
 from data_pipelines.loader import load_dataset
 from tests.composer_jax.weights.clip_folder import TINY, change_json, write_clip_folder
 

@@ -9,8 +9,8 @@ from flax import nnx
 
 from composer_jax import cli
 from composer_jax.checkpoints import newest, read_average
-from composer_jax.composer import load_prior
 from composer_jax.models.prior import PriorConfig
+from composer_jax.trained import load_prior
 from composer_jax.training.stages import PriorDiffusion
 from composer_jax.weights.karlo_prior import prior_config, sources
 

@@ -1,0 +1,178 @@
+"""What training leaves in a folder, opened again: encoder, prior, U-Nets."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from composer_jax import config as config_lib
+from composer_jax.checkpoints import newest, read_average
+from composer_jax.files import read_json
+from composer_jax.models.clip import Clip, normalise, unit_length
+from composer_jax.models.tokenizer import Tokenizer
+from composer_jax.sampling.cascade import Denoising
+from composer_jax.sampling.prior import Imagining
+from composer_jax.sharding.mesh import make_mesh
+from composer_jax.training.stages import Diffusion, DualEncoder, PriorDiffusion
+from composer_jax.training.step import Stage, abstract_state
+
+INPUTS = 'inputs.json'
+
+
+class TrainedEncoder:
+  """A dual encoder with its tokenizer; see `conditions.Encoder`.
+
+  Attributes:
+    width: of the embeddings.
+    num_tokens: in a caption.
+    step: the training step its weights are from.
+  """
+
+  def __init__(
+    self,
+    graph: nnx.GraphDef,
+    weights: nnx.State,
+    tokenizer: Tokenizer,
+    step: int,
+  ):
+    self._weights, self._tokenizer, self.step = weights, tokenizer, step
+    model = nnx.merge(graph, weights)
+    self.width = model.config.embed_width
+    self.num_tokens = tokenizer.context_length
+    size = model.config.image_size
+
+    @jax.jit
+    def embed_images(weights: nnx.State, images: jax.Array) -> jax.Array:
+      clip: Clip = nnx.merge(graph, weights)
+      return unit_length(clip.image_embedding(normalise(images, size)))
+
+    @jax.jit
+    def embed_captions(
+      weights: nnx.State, tokens: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+      clip: Clip = nnx.merge(graph, weights)
+      words, sentence = clip.text_embedding(tokens)
+      return words, unit_length(sentence)
+
+    self._embed_images, self._embed_captions = embed_images, embed_captions
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """Tells its weights from others."""
+    return digest_of_weights(self._weights)
+
+  def embed_images(self, images: np.ndarray) -> np.ndarray:
+    return _in_batches(functools.partial(self._embed_images, self._weights), images)
+
+  def embed_captions(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    tokens = self._tokenizer.encode(captions)
+    return _in_batches(functools.partial(self._embed_captions, self._weights), tokens)
+
+
+def digest_of_weights(weights: nnx.State) -> str:
+  """SHA-256 of all weights in order, in hexadecimal digits."""
+  digest = hashlib.sha256()
+  for leaf in jax.tree.leaves(weights):
+    digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
+  return digest.hexdigest()
+
+
+def _in_batches(
+  function: Callable[[np.ndarray], Any], rows: np.ndarray, size: int = 64
+) -> Any:
+  """Applies a compiled function to rows, padded to one batch size."""
+  results = []
+  for begin in range(0, len(rows), size):
+    part = rows[begin : begin + size]
+    padded = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
+    result = jax.device_get(function(padded))
+    kept = len(part)
+    results.append(jax.tree.map(lambda x, kept=kept: x[:kept], result))
+  return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
+
+
+def load_encoder(directory: str | pathlib.Path) -> TrainedEncoder:
+  """Opens the dual encoder that `composer-jax train` left in a folder.
+
+  Raises:
+    FileNotFoundError: the folder holds no trained encoder.
+    ValueError: it holds another kind of model.
+  """
+  directory = pathlib.Path(directory)
+  config = _read_config(directory)
+  if config.stage != 'dual_encoder':
+    raise ValueError(f'{directory} holds a {config.stage} model, not a dual encoder.')
+  graph, weights, step = _load_weights(directory, DualEncoder(config), config)
+  tokenizer = Tokenizer.load(directory / 'tokenizer')
+  return TrainedEncoder(graph, weights, tokenizer, step)
+
+
+def _read_config(directory: pathlib.Path) -> config_lib.Config:
+  path = directory / 'config.json'
+  if not path.is_file():
+    raise FileNotFoundError(
+      f'{path} does not exist; expected the folder that `composer-jax train'
+      ' --workdir` wrote.'
+    )
+  return config_lib.load(path)
+
+
+def _read_inputs(directory: pathlib.Path) -> dict[str, Any]:
+  advice = f'Train again in {directory}; it goes on from its newest checkpoint.'
+  return read_json(directory / INPUTS, ('condition_shapes',), advice)
+
+
+def _load_weights(
+  directory: pathlib.Path, stage: Stage, config: config_lib.Config
+) -> tuple[nnx.GraphDef, nnx.State, int]:
+  """Graph definition, averaged weights, and the step they are from."""
+  step = newest(directory)
+  mesh = make_mesh(1, jax.device_count())
+  graph, shapes = abstract_state(stage, config, mesh)
+  return graph, read_average(directory, step, shapes.ema), step
+
+
+def load_diffusion(directory: pathlib.Path) -> Denoising:
+  """Opens a trained base model or upsampler.
+
+  Raises:
+    FileNotFoundError: the folder holds no trained model.
+  """
+  config = _read_config(directory)
+  inputs = _read_inputs(directory)
+  shapes = {name: tuple(shape) for name, shape in inputs['condition_shapes'].items()}
+  graph, weights, _ = _load_weights(directory, Diffusion(config, shapes), config)
+  return Denoising(config, shapes, graph, weights)
+
+
+def load_prior(directory: pathlib.Path) -> Imagining:
+  """Opens a trained prior.
+
+  Raises:
+    FileNotFoundError: the folder holds no trained model.
+    ValueError: it holds another kind of model.
+  """
+  config = _read_config(directory)
+  if config.stage != 'prior':
+    raise ValueError(f'{directory} holds a {config.stage} model, not a prior.')
+  graph, weights, _ = _load_weights(directory, PriorDiffusion(config), config)
+  return Imagining(config, graph, weights)
+
+
+def check_encoder(directory: pathlib.Path, encoder: TrainedEncoder, stage: str) -> None:
+  """Refuses an encoder other than the one whose embeddings a stage was trained on."""
+  inputs = _read_inputs(directory / stage)
+  for name, made_by in inputs.get('encoders', {}).items():
+    if made_by.get('weights') != encoder.fingerprint:
+      raise ValueError(
+        f'{directory / stage} was trained with {name} of another encoder than the one'
+        f' in {directory / "encoder"}. Add its embeddings to the data with'
+        ' `composer-jax prepare --onto --overwrite`, and train on.'
+      )
