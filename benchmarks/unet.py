@@ -11,6 +11,7 @@ Run:  python benchmarks/unet.py [--batch 64]
 from __future__ import annotations
 
 import argparse
+import dataclasses
 
 import diffusers
 import jax
@@ -21,6 +22,7 @@ from timing import alternate, machine, show
 
 from composer_jax import config as config_lib
 from composer_jax.sampling.cascade import Denoising
+from composer_jax.sampling.guidance import Branch, Wish
 from composer_jax.sharding.mesh import make_mesh, put_batch
 from composer_jax.training.stages import Diffusion
 from composer_jax.training.step import initial_state, make_step
@@ -58,9 +60,12 @@ class Ours:
   def sample(self, steps: int) -> int:
     count = len(self._batch['image'])
     keys = jax.vmap(jax.random.key)(jnp.arange(count))
-    kept = {'caption': np.ones(count, bool)}
-    stored = {'caption': self._batch['caption']}
-    self._denoising(stored, kept, keys, None, steps=steps).block_until_ready()
+    branch = Branch(
+      {'caption': self._batch['caption']}, {'caption': np.ones(count, np.float32)}
+    )
+    wish = Wish((branch,), np.ones((1, count), np.float32))
+    settings = dataclasses.replace(self._denoising.config.sample, steps=steps)
+    self._denoising(wish, keys, settings=settings).block_until_ready()
     return count * steps
 
 
