@@ -24,10 +24,10 @@ EPILOG = """examples:
     composer-jax compose --model demo/model --from a.png --use sketch \\
       --from b.png --use palette --out c.png
   a sketch, the colours of one of two images, and nothing like snow:
-    composer-jax compose --model demo/model --out c.png \
+    composer-jax compose --model demo/model --out c.png \\
       --expression "sketch:a.png & (palette:b.png | palette:#aa3322) & !caption:'snow'"
   the sketch at half strength, and only in the first 60 % of the sampling:
-    composer-jax compose --model demo/model --from a.png --use sketch,palette \
+    composer-jax compose --model demo/model --from a.png --use sketch,palette \\
       --strength sketch=0.5 --window sketch=0:0.6 --out c.png
   the same image again:
     composer-jax compose --model demo/model --again c.png --out d.png
