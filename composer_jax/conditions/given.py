@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from composer_jax.conditions.condition import Condition
+from composer_jax.diffusion.resolution import average
 
 
 class Guess(NamedTuple):
@@ -62,15 +63,9 @@ def first_guess(
     if condition.name in stored and condition.name in kept:
       given = condition.given(stored[condition.name])
       if given is not None:
-        colour, where = (_averaged(x, x_t.shape[1]) for x in given)
+        colour, where = (average(x, x_t.shape[1]) for x in given)
         follow = kept[condition.name] != 0
         where = (where > 1 - 1e-6) & follow.reshape(-1, 1, 1, 1)
         image = jnp.where(where, colour, guess.image)
         guess = Guess(image, jnp.where(where, given_spread, guess.spread))
   return guess
-
-
-def _averaged(x: jax.Array, size: int) -> jax.Array:
-  b, side, _, c = x.shape
-  f = side // size
-  return x.reshape(b, size, f, size, f, c).mean(axis=(2, 4))

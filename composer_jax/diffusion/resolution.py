@@ -20,7 +20,7 @@ def to_float(images: jax.Array, size: int) -> jax.Array:
   Raises:
     ValueError: S is no multiple of `size`.
   """
-  b, side, _, c = images.shape
+  side = images.shape[1]
   x = images.astype(jnp.float32) / 127.5 - 1
   if side == size:
     return x
@@ -29,6 +29,12 @@ def to_float(images: jax.Array, size: int) -> jax.Array:
       f'The prepared images are {side} pixels on a side; expected a multiple of'
       f' model.image_size, {size}.'
     )
+  return average(x, size)
+
+
+def average(x: jax.Array, size: int) -> jax.Array:
+  """Means of areas: (B, S, S, C) to (B, size, size, C), S a multiple of `size`."""
+  b, side, _, c = x.shape
   f = side // size
   return x.reshape(b, size, f, size, f, c).mean(axis=(2, 4))
 

@@ -303,9 +303,9 @@ class UNet(nnx.Module):
       stage: Block, count: int, x: jax.Array, skips: Sequence[jax.Array] = ()
     ) -> tuple[jax.Array, list[jax.Array]]:
       """Passes x through a block or a stack of `count`; also what each block gives."""
-      numbers = jnp.array([next(index) for _ in range(count)])
       keys = None
       if dropout_key is not None:
+        numbers = jnp.array([next(index) for _ in range(count)])
         keys = jax.vmap(jax.random.fold_in, (None, 0))(dropout_key, numbers)
 
       def apply(

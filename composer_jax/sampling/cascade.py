@@ -104,7 +104,6 @@ class Denoising:
     Conditions that the stage does not know are left out. At guidance 1 an upsampler
     follows the first term alone: what is to be avoided is the base model's affair.
     """
-    settings = self.config.sample if settings is None else settings
     known, knobs, plan = self._prepare(wish, settings)
     return self._sample(self.weights, known, keys, low_res, knobs, start, plan=plan)
 
@@ -117,12 +116,14 @@ class Denoising:
     settings: SampleConfig | None = None,
   ) -> jax.Array:
     """The noise that images come from under a wish; see `invert_stage`."""
-    settings = self.config.sample if settings is None else settings
     known, knobs, plan = self._prepare(wish, settings)
     return self._invert(self.weights, known, keys, low_res, knobs, images, plan=plan)
 
-  def _prepare(self, wish: Wish, settings: SampleConfig) -> tuple[Wish, Knobs, Plan]:
+  def _prepare(
+    self, wish: Wish, settings: SampleConfig | None
+  ) -> tuple[Wish, Knobs, Plan]:
     """The wish as far as the stage knows it, and the settings in two parts."""
+    settings = self.config.sample if settings is None else settings
     names = self.config.unet.conditions
     alone = len(wish.terms) == 1 and wish.base is None
     plan = Plan(
