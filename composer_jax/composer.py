@@ -37,6 +37,9 @@ BATCH = 32
 """Images that one compiled program samples, unless it is a single one; other numbers
 are padded to it."""
 
+TILING = ('tile', 'overlap')
+"""Settings of the sampling that are for the upsamplers, all others for the base."""
+
 
 def _check_fit(base: Denoising, previous: Denoising, stage: Denoising) -> None:
   """Refuses an upsampler that was not trained for the stages before it."""
@@ -99,10 +102,17 @@ class Composer:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
   @classmethod
-  def load(cls, directory: str | pathlib.Path) -> Composer:
+  def load(
+    cls, directory: str | pathlib.Path, *, spatial: int | None = None
+  ) -> Composer:
     """Opens a model folder: `base/`, and what else there is of it.
 
     That may be `upsampler/`, `encoder/` and, with an encoder, `prior/`.
+
+    Args:
+      directory: the model folder.
+      spatial: devices that share the rows of each image of an upsampler, instead of
+        those that its `config.mesh.spatial` says.
 
     Raises:
       FileNotFoundError: there is no base model in it.
@@ -116,7 +126,7 @@ class Composer:
       )
     stages = [load_diffusion(directory / 'base')]
     if (directory / 'upsampler').is_dir():
-      stages.append(load_diffusion(directory / 'upsampler'))
+      stages.append(load_diffusion(directory / 'upsampler', spatial))
     encoder = prior = None
     if (directory / 'encoder').is_dir():
       encoder = load_encoder(directory / 'encoder')
@@ -197,7 +207,8 @@ class Composer:
       base: conditions (B, *shape) that guidance leads away from, as Composer's
         bidirectional guidance does; none if None.
       sampling: fields of `config.SampleConfig` for the base model, such as `steps`,
-        `guidance`, `eta` or `sampler`; its own if missing.
+        `guidance`, `eta` or `sampler`; its own if missing. `tile` and `overlap` are
+        for the upsamplers.
       start: x_T of the base model, as `invert` gives it; drawn from the seeds if None.
 
     Returns:
@@ -344,7 +355,12 @@ class Composer:
     start: np.ndarray | None = None,
   ) -> np.ndarray:
     """Samples in batches of one size, so that few programs are compiled."""
-    settings = config_lib.settings_from(self._stages[0].config.sample, sampling)
+    asked = dict(sampling)
+    base, *others = (stage.config.sample for stage in self._stages)
+    # Without upsamplers they stay with the base, which refuses them.
+    tiles = {name: asked.pop(name) for name in TILING if others and name in asked}
+    settings = [config_lib.settings_from(base, asked)]
+    settings += [config_lib.settings_from(one, tiles) for one in others]
     count, images = len(seeds), []
     size = 1 if count == 1 else BATCH
     for begin in range(0, count, size):

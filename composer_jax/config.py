@@ -156,6 +156,8 @@ class TrainConfig:
   """How long, and what is written on the way.
 
   Attributes:
+    start_from: folder of a trained or imported model whose weights a new run takes;
+      '' draws them at random. It may know fewer conditions.
     steps: steps in all, unless `minutes` is given.
     minutes: minutes of training; the speed is measured at the start, and the number
       of steps that follows from it is kept for every restart.
@@ -166,6 +168,7 @@ class TrainConfig:
     seed: of the weights, the data order, and all noise.
   """
 
+  start_from: str = ''
   steps: int = 1000
   minutes: float = 0.0
   log_every: int = 20
@@ -195,10 +198,16 @@ class MeshConfig:
   Attributes:
     data: devices along which the batch is split.
     fsdp: devices along which batch, parameters and optimiser state are split.
+    spatial: devices along which a U-Net's images are split by rows when it samples,
+      for images that are too large for one of them. Training does not split images.
   """
 
   data: int = -1
   fsdp: int = 1
+  spatial: int = 1
+
+  def __post_init__(self):
+    _check('mesh', self, spatial=(1, math.inf))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,6 +226,9 @@ class SampleConfig:
     rescale: from 0 to 1, how far the spread of a guided prediction is brought back.
     percentile: share of the values of a predicted image that dynamic thresholding
       leaves unclipped; 0 clips all to [-1, 1].
+    tile: side of the square tiles, in pixels, in which an upsampler denoises an image
+      that is too large for the device; 0 for the whole image at once.
+    overlap: pixels by which neighbouring tiles overlap at least, and are blended.
     low_res_level: level at which an upsampler's input is degraded, as in training.
   """
 
@@ -228,6 +240,8 @@ class SampleConfig:
   interval: tuple[float, ...] = (0.0, 1.0)
   rescale: float = 0.0
   percentile: float = 0.0
+  tile: int = 0
+  overlap: int = 32
   low_res_level: int = 0
 
   def __post_init__(self):
@@ -240,12 +254,19 @@ class SampleConfig:
       guidance=(-limit, limit),
       rescale=(0, 1),
       percentile=(0, 1),
+      tile=(0, math.inf),
+      overlap=(0, math.inf),
       low_res_level=(0, LEVELS - 1),
     )
     if len(self.interval) != 2 or not 0 <= self.interval[0] <= self.interval[1] <= 1:
       raise ValueError(
         f'config.sample.interval is {self.interval}; expected two shares of the'
         ' sampling, such as (0.1, 0.8).'
+      )
+    if self.tile and self.overlap >= self.tile:
+      raise ValueError(
+        f'config.sample.overlap is {self.overlap}; expected less than'
+        f' config.sample.tile, {self.tile}.'
       )
 
 
@@ -307,6 +328,31 @@ class Config:
         ' model.low_res_size 0; expected a spread of 0, as a base model has no'
         ' low-resolution input.'
       )
+    self._check_parts(model)
+
+  def _check_parts(self, model: UNetConfig) -> None:
+    """Refuses to cut images where a level of the U-Net could not be cut."""
+    spatial, sample = self.mesh.spatial, self.sample
+    rows = model.image_size // model.smallest
+    if rows % spatial:
+      raise ValueError(
+        f'mesh.spatial is {spatial}; expected a divisor of {rows}, the rows of the'
+        ' last level of the U-Net.'
+      )
+    if not sample.tile:
+      return
+    if spatial > 1 or not model.low_res_size:
+      raise ValueError(
+        f'sample.tile is {sample.tile}, mesh.spatial {spatial} and model.low_res_size'
+        f' {model.low_res_size}; expected tile 0 with images that are split over'
+        ' devices, and for a base model, which composes the image as a whole.'
+      )
+    for name in ('tile', 'overlap'):
+      if getattr(sample, name) % model.smallest:
+        raise ValueError(
+          f'sample.{name} is {getattr(sample, name)}; expected a multiple of'
+          f' {model.smallest}, the least image that the U-Net takes.'
+        )
 
   def _check_prior(self, model: PriorConfig) -> None:
     for name, value, expected in (

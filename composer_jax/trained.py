@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import pathlib
@@ -9,13 +10,15 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from composer_jax import config as config_lib
 from composer_jax.checkpoints import newest, read_average
 from composer_jax.files import read_json
-from composer_jax.models.clip import Clip, normalise, unit_length
+from composer_jax.models.clip import Clip, normalise
 from composer_jax.models.tokenizer import Tokenizer
 from composer_jax.sampling.cascade import Denoising
 from composer_jax.sampling.prior import Imagining
@@ -51,7 +54,7 @@ class TrainedEncoder:
     @jax.jit
     def embed_images(weights: nnx.State, images: jax.Array) -> jax.Array:
       clip: Clip = nnx.merge(graph, weights)
-      return unit_length(clip.image_embedding(normalise(images, size)))
+      return clip.image_embedding(normalise(images, size))
 
     @jax.jit
     def embed_captions(
@@ -59,7 +62,8 @@ class TrainedEncoder:
     ) -> tuple[jax.Array, jax.Array]:
       clip: Clip = nnx.merge(graph, weights)
       words, sentence = clip.text_embedding(tokens)
-      return words, unit_length(sentence)
+      said = jnp.arange(tokens.shape[1]) <= clip.ends(tokens)[:, None]
+      return jnp.where(said[:, :, None], words, 0), sentence
 
     self._embed_images, self._embed_captions = embed_images, embed_captions
 
@@ -129,27 +133,63 @@ def _read_inputs(directory: pathlib.Path) -> dict[str, Any]:
   return read_json(directory / INPUTS, ('condition_shapes',), advice)
 
 
+def _mesh(config: config_lib.Config) -> Mesh:
+  """All devices: those that do not split images split the weights."""
+  return make_mesh(1, -1, config.mesh.spatial)
+
+
+def _condition_shapes(directory: pathlib.Path) -> dict[str, tuple[int, ...]]:
+  shapes = _read_inputs(directory)['condition_shapes']
+  return {name: tuple(shape) for name, shape in shapes.items()}
+
+
 def _load_weights(
   directory: pathlib.Path, stage: Stage, config: config_lib.Config
 ) -> tuple[nnx.GraphDef, nnx.State, int]:
   """Graph definition, averaged weights, and the step they are from."""
   step = newest(directory)
-  mesh = make_mesh(1, jax.device_count())
-  graph, shapes = abstract_state(stage, config, mesh)
+  graph, shapes = abstract_state(stage, config, _mesh(config))
   return graph, read_average(directory, step, shapes.ema), step
 
 
-def load_diffusion(directory: pathlib.Path) -> Denoising:
-  """Opens a trained base model or upsampler.
+def load_weights(directory: str | pathlib.Path) -> tuple[config_lib.Config, nnx.State]:
+  """Config and averaged weights of a model of any stage.
 
   Raises:
     FileNotFoundError: the folder holds no trained model.
   """
+  directory = pathlib.Path(directory)
   config = _read_config(directory)
-  inputs = _read_inputs(directory)
-  shapes = {name: tuple(shape) for name, shape in inputs['condition_shapes'].items()}
+  stage: Stage
+  if config.stage == 'dual_encoder':
+    stage = DualEncoder(config)
+  elif config.stage == 'prior':
+    stage = PriorDiffusion(config)
+  else:
+    stage = Diffusion(config, _condition_shapes(directory))
+  _, weights, _ = _load_weights(directory, stage, config)
+  return config, weights
+
+
+def load_diffusion(directory: pathlib.Path, spatial: int | None = None) -> Denoising:
+  """Opens a trained base model or upsampler.
+
+  Args:
+    directory: that it was trained in.
+    spatial: devices that share the rows of each image, instead of those that its
+      `config.mesh.spatial` says.
+
+  Raises:
+    FileNotFoundError: the folder holds no trained model.
+    ValueError: its images or the devices here cannot be divided by `spatial`.
+  """
+  config = _read_config(directory)
+  if spatial is not None:
+    mesh = dataclasses.replace(config.mesh, spatial=spatial)
+    config = dataclasses.replace(config, mesh=mesh)
+  shapes = _condition_shapes(directory)
   graph, weights, _ = _load_weights(directory, Diffusion(config, shapes), config)
-  return Denoising(config, shapes, graph, weights)
+  return Denoising(config, shapes, graph, weights, _mesh(config))
 
 
 def load_prior(directory: pathlib.Path) -> Imagining:

@@ -122,7 +122,17 @@ class _Values:
     return self._found[path][name]
 
 
-SETTINGS = ('sampler', 'steps', 'spacing', 'eta', 'guidance', 'rescale', 'percentile')
+SETTINGS = (
+  'sampler',
+  'steps',
+  'spacing',
+  'eta',
+  'guidance',
+  'rescale',
+  'percentile',
+  'tile',
+  'overlap',
+)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -164,6 +174,10 @@ def _parser() -> argparse.ArgumentParser:
   how.add_argument('--interval', metavar='A:B', help='when it guides, from 0 to 1')
   how.add_argument('--rescale', type=float, help='0 to 1, against too much contrast')
   how.add_argument('--percentile', type=float, help='of dynamic thresholding')
+  large = parser.add_argument_group('how upsamplers make large images')
+  large.add_argument('--tile', type=int, help='side of tiles, in pixels; 0 for none')
+  large.add_argument('--overlap', type=int, help='of neighbouring tiles, in pixels')
+  large.add_argument('--spatial', type=int, help='devices that share an image')
   return parser
 
 
@@ -174,7 +188,7 @@ def main(argv: list[str]) -> int:
   sources, uses = flags.sources or [], flags.use or []
   if len(sources) != len(uses):
     parser.error('each --from IMAGE needs a --use NAME,... of its own')
-  free = ('model', 'out', 'again')
+  free = ('model', 'out', 'again', 'spatial')
   given = [name for name, value in vars(flags).items() if value is not None]
   if flags.again and set(given) - set(free):
     parser.error('--again takes everything from the PNG; leave out the rest')
@@ -202,7 +216,7 @@ def main(argv: list[str]) -> int:
   from composer_jax.config import SampleConfig, settings_from
 
   settings_from(SampleConfig(), settings)  # Before anything is loaded.
-  composer = Composer.load(flags.model)
+  composer = Composer.load(flags.model, spatial=flags.spatial)
   if flags.again:
     recipe = recipes.from_png(flags.again)
   else:

@@ -6,17 +6,24 @@ import argparse
 import pathlib
 
 from composer_jax.weights.clip_weights import read_clip
+from composer_jax.weights.karlo_decoder import read_decoder
 from composer_jax.weights.karlo_prior import read_prior
-from composer_jax.weights.model_folder import Reader, import_model
+from composer_jax.weights.karlo_upsampler import read_upsampler
+from composer_jax.weights.model_folder import Kind, import_model
 
-KINDS: dict[str, Reader] = {
-  'clip': read_clip,
-  'karlo-prior': read_prior,
+KINDS = {
+  'clip': Kind(read_clip),
+  'karlo-prior': Kind(read_prior, 'prior'),
+  'karlo-decoder': Kind(read_decoder, 'decoder', 'text_proj'),
+  'karlo-sr': Kind(read_upsampler, 'super_res_first'),
 }
 
 EPILOG = """kinds:
-  clip         a CLIPModel of transformers: a dual encoder
-  karlo-prior  a PriorTransformer of diffusers, such as Karlo's
+  clip           a CLIPModel of transformers: a dual encoder
+  karlo-prior    a PriorTransformer of diffusers, such as Karlo's
+  karlo-decoder  a UNet2DConditionModel, with its UnCLIPTextProjModel in text_proj/
+                 beside it: a base model
+  karlo-sr       a UNet2DModel: an upsampler
 
 example:
   composer-jax import --kind clip --from clip-vit-large-patch14-336 --out models/clip
@@ -40,7 +47,8 @@ def main(argv: list[str]) -> int:
     type=pathlib.Path,
     required=True,
     metavar='DIR',
-    help='as published: config.json, safetensors, tokenizer',
+    help='as published: config.json, safetensors, tokenizer; or the folder of the'
+    ' pipeline that it is part of',
   )
   parser.add_argument('--out', type=pathlib.Path, required=True, metavar='DIR')
   flags = parser.parse_args(argv)

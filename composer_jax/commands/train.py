@@ -22,10 +22,11 @@ from composer_jax.files import read_json, write_json, write_text
 from composer_jax.grids import GridSampler
 from composer_jax.models.tokenizer import FILE_NAME as TOKENIZER_FILE
 from composer_jax.models.tokenizer import Tokenizer
-from composer_jax.trained import INPUTS
+from composer_jax.trained import INPUTS, load_weights
 from composer_jax.training import loop
 from composer_jax.training.stages import Diffusion, DualEncoder, PriorDiffusion
 from composer_jax.training.step import Stage
+from composer_jax.training.warm_start import Start, start_from
 from data_pipelines.loader import Batches, PreparedDataset, batches, load_dataset
 
 FINISHED = 'finished'
@@ -238,8 +239,21 @@ def main(argv: list[str]) -> int:
     },
     'command': shlex.join(['composer-jax', 'train', *argv]),
   }
+  if origin := config.train.start_from:
+    inputs['started_from'] = pathlib.Path(origin).absolute().name
   write_json(workdir / INPUTS, inputs)
-  run = loop.train(setup.config, setup.stage, setup.source, workdir, setup.sampler)
+
+  def start() -> Start:
+    return start_from(*load_weights(origin), setup.config)
+
+  run = loop.train(
+    setup.config,
+    setup.stage,
+    setup.source,
+    workdir,
+    setup.sampler,
+    start if origin else None,
+  )
   if run.finished:
     finished.touch()
     print(f'Trained {run.step} steps; the model is in {workdir}.')

@@ -26,7 +26,7 @@ class Caption(Condition):
       dtype='float16',
       low=-100,
       high=100,
-      unit='77 word states, then the unit-length sentence embedding',
+      unit='77 word states, zero for padding, then the sentence embedding',
       source='text side of the dual encoder',
     )
 
@@ -48,9 +48,9 @@ class Caption(Condition):
     return jnp.any(stored != 0, axis=(-2, -1))
 
   def features(self, stored: jax.Array) -> GlobalFeatures:
-    return GlobalFeatures(
-      unit_features(stored[:, -1]), stored[:, :-1].astype('float32')
-    )
+    stored = stored.astype('float32')
+    words, sentence = stored[:, :-1], stored[:, -1]
+    return GlobalFeatures(unit_features(sentence), words, sentence)
 
   def draw(self, stored: np.ndarray) -> np.ndarray:
     return stripes(stored[-1])

@@ -48,10 +48,10 @@ class Encoder(Protocol):
   num_tokens: int
 
   def embed_images(self, images: np.ndarray) -> np.ndarray:
-    """uint8 (B, S, S, 3) to unit-length float32 (B, D)."""
+    """uint8 (B, S, S, 3) to float32 (B, D), of any length."""
 
   def embed_captions(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Captions to word states (B, T, D) and unit-length sentences (B, D)."""
+    """Captions to word states (B, T, D), zeros for padding, and sentences (B, D)."""
 
 
 class GlobalFeatures(NamedTuple):
@@ -60,10 +60,13 @@ class GlobalFeatures(NamedTuple):
   Attributes:
     vector: (B, D), projected and added to the timestep embedding.
     tokens: (B, T, D) cross-attention context, or None.
+    embedding: the vector as its encoder gave it, for models that learned from such;
+      None where no encoder did.
   """
 
   vector: jax.Array
   tokens: jax.Array | None = None
+  embedding: jax.Array | None = None
 
 
 class Condition(abc.ABC):

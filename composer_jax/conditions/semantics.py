@@ -10,8 +10,10 @@ from composer_jax.conditions.condition import Condition, Encoder, GlobalFeatures
 
 
 def unit_features(embedding: jax.Array) -> jax.Array:
-  """Scales a unit-length embedding (B, D) to a root mean square of 1."""
-  return embedding.astype('float32') * embedding.shape[-1] ** 0.5
+  """Scales embeddings (B, D) to a root mean square of 1; zeros stay zeros."""
+  embedding = embedding.astype('float32')
+  square = jnp.mean(embedding**2, axis=-1, keepdims=True)
+  return embedding * jax.lax.rsqrt(jnp.maximum(square, 1e-12))
 
 
 def stripes(vector: np.ndarray, height: int = 32, width: int = 256) -> np.ndarray:
@@ -45,9 +47,9 @@ class Semantics(Condition):
     return Spec(
       shape=(768,),
       dtype='float16',
-      low=-1,
-      high=1,
-      unit='unit-length embedding',
+      low=-100,
+      high=100,
+      unit='embedding, of the length that its encoder gives',
       source='image side of the dual encoder',
     )
 
@@ -60,7 +62,8 @@ class Semantics(Condition):
     return jnp.any(stored != 0, axis=-1)
 
   def features(self, stored: jax.Array) -> GlobalFeatures:
-    return GlobalFeatures(unit_features(stored))
+    embedding = stored.astype('float32')
+    return GlobalFeatures(unit_features(embedding), embedding=embedding)
 
   def draw(self, stored: np.ndarray) -> np.ndarray:
     return stripes(stored)

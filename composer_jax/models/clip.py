@@ -385,12 +385,15 @@ class Clip(nnx.Module):
       raise ValueError(
         f'tokens have shape {tokens.shape}; give (B, T) with T from 1 to {longest}.'
       )
-    words = self.text_model(tokens)
-    # Captions are padded with the end token too; only the first one ends them.
-    ends = jnp.argmax(tokens == self.config.end_token, axis=1)
+    words, ends = self.text_model(tokens), self.ends(tokens)
     sentences = jnp.take_along_axis(words, ends[:, None, None], axis=1)[:, 0]
     sentences = self.text_projection(sentences)
     return words.astype(jnp.float32), sentences.astype(jnp.float32)
+
+  def ends(self, tokens: jax.Array) -> jax.Array:
+    """Where each caption (B, T) ends: int (B,). What follows is padding."""
+    # Captions are padded with the end token too; only the first one ends them.
+    return jnp.argmax(tokens == self.config.end_token, axis=1)
 
 
 def unit_length(embeddings: jax.Array) -> jax.Array:

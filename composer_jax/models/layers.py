@@ -197,14 +197,29 @@ class AttentionBlock(nnx.Module):
     )
     self.out = Dense(channels, channels, rngs=rngs, zero=True)
 
-  def __call__(self, x: jax.Array, context: jax.Array | None) -> jax.Array:
-    """Maps x (B, H, W, C) with context (B, T, D) or None."""
+  def __call__(
+    self,
+    x: jax.Array,
+    context: jax.Array | None,
+    context_mask: jax.Array | None = None,
+  ) -> jax.Array:
+    """Maps x (B, H, W, C).
+
+    Args:
+      x: pixels.
+      context: tokens (B, T, D), or None.
+      context_mask: bool (B, T), which of them may be attended to; None for all.
+    """
     b, h, w, c = x.shape
     q, k, v = jnp.split(self.qkv(self.norm(x)).reshape(b, h * w, 3 * c), 3, axis=-1)
+    mask = None
     if self.context_kv is not None and context is not None:
       context_k, context_v = jnp.split(self.context_kv(context), 2, axis=-1)
       k = jnp.concatenate([context_k, k], axis=1)
       v = jnp.concatenate([context_v, v], axis=1)
+      if context_mask is not None:
+        own = ((0, 0), (0, h * w))
+        mask = jnp.pad(context_mask, own, constant_values=True)[:, None, None]
     q, k, v = (a.reshape(b, a.shape[1], self.heads, -1) for a in (q, k, v))
-    attended = jax.nn.dot_product_attention(q, k, v)
+    attended = jax.nn.dot_product_attention(q, k, v, mask=mask)
     return x + self.out(attended.reshape(b, h, w, c))

@@ -213,8 +213,9 @@ class Prior(nnx.Module):
       t: diffusion steps (B,), int in [0, num_steps).
       words: word states of the captions (B, T, D), float.
       sentence: sentence embeddings of the captions (B, D), float.
-      word_mask: bool (B, T), False for padding, whose states do not matter; None if
-        all are words. (diffusers without a mask leaves out the causal one too.)
+      word_mask: bool (B, T), False for padding, whose states do not matter; if None,
+        states that are zero are padding. (diffusers without a mask leaves out the
+        causal one too.)
       kept: bool (B,); False drops the text of that sample, whose values do not matter.
       dropout_key: random key in training; None switches dropout off.
 
@@ -227,7 +228,7 @@ class Prior(nnx.Module):
     config = self.config
     batch, embed, tokens = len(x_t), config.embed_width, config.num_tokens
     if word_mask is None:
-      word_mask = jnp.ones((batch, tokens), bool)
+      word_mask = jnp.any(words != 0, axis=-1)
     for name, value, shape in (
       ('x_t', x_t, (batch, embed)),
       ('t', t, (batch,)),

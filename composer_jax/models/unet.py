@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from composer_jax.models.condition_encoder import ConditionEncoder
+from composer_jax.models.condition_encoder import ConditionEncoder, Encoded
 from composer_jax.models.layers import (
   AttentionBlock,
   Conv3x3,
@@ -44,9 +44,15 @@ class UNetConfig:
       group is a single channel.
     dropout: rate inside residual blocks, in training.
     conditions: names of the conditions it knows.
+    conditioning: how global conditions come in: as in `composer`, or as in `unclip`,
+      which is what published decoders have; see `models.condition_encoder`.
     context_width: channels of a context token.
+    context_tokens: the context is filled up with zeros to at least so many tokens. For
+      a first stage that knows fewer conditions than the next: there new tokens then
+      only take the place of zeros.
     local_hidden: channels inside the stacks of the local conditions.
     local_width: channels of the common embedding of the local conditions.
+    level_embedding: whether an upsampler is told how far its input was degraded.
     learned_variance: also predict the variance (doubles the output channels).
     scan: whether blocks of equal shape that follow each other are stacked and scanned,
       so that they are compiled as one. Same numbers, other parameter tree: `roll` and
@@ -65,9 +71,12 @@ class UNetConfig:
   groups: int = 32
   dropout: float = 0.1
   conditions: tuple[str, ...] = ()
+  conditioning: Literal['composer', 'unclip'] = 'composer'
   context_width: int = 2048
+  context_tokens: int = 0
   local_hidden: int = 32
   local_width: int = 8
+  level_embedding: bool = True
   learned_variance: bool = False
   scan: bool = False
   dtype: Literal['float32', 'bfloat16'] = 'bfloat16'
@@ -114,10 +123,11 @@ class Block(nnx.Module):
     x: jax.Array,
     embedding: jax.Array,
     context: jax.Array | None,
+    context_mask: jax.Array | None,
     dropout_key: jax.Array | None,
   ) -> jax.Array:
     x = self.block(x, embedding, dropout_key)
-    return x if self.attention is None else self.attention(x, context)
+    return x if self.attention is None else self.attention(x, context, context_mask)
 
 
 class Shape(NamedTuple):
@@ -223,18 +233,20 @@ class UNet(nnx.Module):
       context=config.context_width,
       local_hidden=config.local_hidden,
       local_width=config.local_width,
+      unclip=config.conditioning == 'unclip',
       rngs=rngs,
     )
-    self.has_maps = any(len(condition_shapes[name]) == 3 for name in config.conditions)
+    has_maps = any(len(condition_shapes[name]) == 3 for name in config.conditions)
     pixels = 3 * config.fold**2
     inputs = pixels * (2 if config.low_res_size else 1)
-    inputs += config.local_width if self.has_maps else 0
     width = config.channels * config.multipliers[0]
     self.conv_in = Conv3x3(inputs, width, rngs=rngs)
+    # The map is concatenated to x_t along channels: the convolution of both is the sum
+    # of one of each, and a model without maps has the first alone.
+    self.maps_in = Conv3x3(config.local_width, width, rngs=rngs) if has_maps else None
     # Noise augmentation level of the low-resolution image (Ho et al. 2022).
-    self.level_in = (
-      Dense(config.channels, embedding, rngs=rngs) if config.low_res_size else None
-    )
+    told = config.low_res_size and config.level_embedding
+    self.level_in = Dense(config.channels, embedding, rngs=rngs) if told else None
 
     down, middle, up = block_shapes(config)
     self.down, self.middle, self.up = blocks(down), blocks(middle), blocks(up)
@@ -278,25 +290,16 @@ class UNet(nnx.Module):
     if encoded.embedding is not None:
       embedding = embedding + encoded.embedding
     x = fold(x_t, config.fold)
-    if self.level_in is not None:
-      if low_res is None or level is None:
-        raise ValueError('An upsampler needs low_res and level.')
+    if config.low_res_size:
+      if low_res is None:
+        raise ValueError('An upsampler needs low_res.')
       x = jnp.concatenate([x, fold(low_res, config.fold)], axis=-1)
+    if self.level_in is not None:
+      if level is None:
+        raise ValueError('An upsampler that is told the level needs it.')
       embedding = embedding + self.level_in(timestep_embedding(level, config.channels))
-    if self.has_maps:
-      empty = jnp.zeros((*x.shape[:3], config.local_width), x.dtype)
-      local = empty if encoded.feature_map is None else encoded.feature_map
-      x = jnp.concatenate([x, local], axis=-1)
-
     x, embedding = x.astype(dtype), embedding.astype(dtype)
-    context = None
-    if self.conditions.num_tokens:
-      # A condition that is not there counts as dropped: its tokens are zero, and their
-      # order does not matter.
-      empty = jnp.zeros((x.shape[0], 0, config.context_width), dtype)
-      context = empty if encoded.context is None else encoded.context.astype(dtype)
-      missing = self.conditions.num_tokens - context.shape[1]
-      context = jnp.pad(context, ((0, 0), (0, missing), (0, 0)))
+    context, mask = self._context(encoded, len(x), dtype)
     index = itertools.count()
 
     def run(
@@ -312,7 +315,7 @@ class UNet(nnx.Module):
         block: Block, x: jax.Array, skip: jax.Array | None, key: jax.Array | None
       ) -> jax.Array:
         x = x if skip is None else jnp.concatenate([x, skip], axis=-1)
-        return block(x, embedding, context, key)
+        return block(x, embedding, context, mask, key)
 
       if count == 1:
         skip = skips[0] if skips else None
@@ -331,6 +334,10 @@ class UNet(nnx.Module):
 
     down, middle, up = block_shapes(config)
     x = self.conv_in(x)
+    if self.maps_in is not None:
+      empty = jnp.zeros((*x.shape[:3], config.local_width))
+      local = empty if encoded.feature_map is None else encoded.feature_map
+      x = x + self.maps_in(local.astype(dtype))
     skips = [x]
     for stage, count in zip(self.down, runs(down, config.scan), strict=True):
       x, each = run(stage, count, x)
@@ -344,6 +351,26 @@ class UNet(nnx.Module):
       x, _ = run(stage, count, x, taken)
     x = self.conv_out(nnx.silu(self.norm_out(x)))
     return self._pixels(x.astype(jnp.float32))
+
+  def _context(
+    self, encoded: Encoded, batch: int, dtype: jnp.dtype
+  ) -> tuple[jax.Array | None, jax.Array | None]:
+    """Context and its mask, filled up to the tokens that all conditions have.
+
+    A condition that is not there counts as dropped: its tokens are zero, and their
+    order does not matter.
+    """
+    count = max(self.conditions.num_tokens, self.config.context_tokens)
+    if not self.config.conditions or not count:
+      return None, None
+    width = self.config.context_width
+    context, mask = encoded.context, encoded.context_mask
+    if context is None:
+      context = jnp.zeros((batch, 0, width))
+    missing = ((0, 0), (0, count - context.shape[1]))
+    if mask is not None:
+      mask = jnp.pad(mask, missing)
+    return jnp.pad(context.astype(dtype), (*missing, (0, 0))), mask
 
   def _pixels(self, x: jax.Array) -> jax.Array:
     if not self.config.learned_variance:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from composer_jax.conditions import by_name
 from composer_jax.conditions.given import first_guess
@@ -37,6 +39,8 @@ from composer_jax.sampling.loop import (
   timesteps,
 )
 from composer_jax.sampling.threshold import dynamic, static
+from composer_jax.sampling.tiles import in_tiles
+from composer_jax.sharding.mesh import split_rows
 
 CEILING = 2.0
 """Dynamic thresholding divides by at most this; data are within 1."""
@@ -59,6 +63,9 @@ class Plan(NamedTuple):
     spacing: of the timesteps.
     guided: False for one pass over the first term alone.
     dynamic: whether the threshold is.
+    tile: side of the tiles that the network sees.
+    overlap: of neighbouring tiles.
+    mesh: whose spatial devices share the rows of an image; one device if None.
   """
 
   sampler: str
@@ -66,6 +73,9 @@ class Plan(NamedTuple):
   spacing: Spacing
   guided: bool
   dynamic: bool
+  tile: int
+  overlap: int
+  mesh: Mesh | None
 
 
 class Denoising:
@@ -75,6 +85,7 @@ class Denoising:
     config: that it was trained with.
     condition_shapes: stored shape of each condition it knows.
     weights: of its model; others of the same shapes may be put in their place.
+    mesh: that the weights are on, if its spatial devices are to share each image.
   """
 
   def __init__(
@@ -83,9 +94,10 @@ class Denoising:
     condition_shapes: Mapping[str, tuple[int, ...]],
     graph: nnx.GraphDef,
     weights: nnx.State,
+    mesh: Mesh | None = None,
   ):
     self.config, self.condition_shapes = config, condition_shapes
-    self.weights = weights
+    self.weights, self.mesh = weights, mesh
     self._sample, self._invert = (
       jax.jit(functools.partial(function, config, graph), static_argnames='plan')
       for function in (sample_stage, invert_stage)
@@ -95,7 +107,7 @@ class Denoising:
     self,
     wish: Wish,
     keys: jax.Array,
-    low_res: jax.Array | None = None,
+    low_res: jax.Array | np.ndarray | None = None,
     settings: SampleConfig | None = None,
     start: jax.Array | np.ndarray | None = None,
   ) -> jax.Array:
@@ -107,12 +119,27 @@ class Denoising:
     known, knobs, plan = self._prepare(wish, settings)
     return self._sample(self.weights, known, keys, low_res, knobs, start, plan=plan)
 
+  def lower(
+    self,
+    wish: Wish,
+    keys: jax.Array,
+    low_res: jax.Array | np.ndarray | None = None,
+    settings: SampleConfig | None = None,
+  ) -> jax.stages.Lowered:
+    """The program of a call, to be compiled: to see what it needs without running it.
+
+    Shapes are enough instead of arrays.
+    """
+    known, knobs, plan = self._prepare(wish, settings)
+    arguments = (self.weights, known, keys, low_res, knobs, None)
+    return self._sample.lower(*arguments, plan=plan)
+
   def invert(
     self,
     wish: Wish,
     images: jax.Array,
     keys: jax.Array,
-    low_res: jax.Array | None = None,
+    low_res: jax.Array | np.ndarray | None = None,
     settings: SampleConfig | None = None,
   ) -> jax.Array:
     """The noise that images come from under a wish; see `invert_stage`."""
@@ -124,7 +151,9 @@ class Denoising:
   ) -> tuple[Wish, Knobs, Plan]:
     """The wish as far as the stage knows it, and the settings in two parts."""
     settings = self.config.sample if settings is None else settings
+    dataclasses.replace(self.config, sample=settings)  # Refuses what does not fit.
     names = self.config.unet.conditions
+    in_parts = 0 < settings.tile < self.config.unet.image_size
     alone = len(wish.terms) == 1 and wish.base is None
     plan = Plan(
       sampler=settings.sampler,
@@ -132,6 +161,9 @@ class Denoising:
       spacing=settings.spacing,
       guided=settings.guidance != 1 or not (alone or self.config.unet.low_res_size),
       dynamic=settings.percentile > 0,
+      tile=settings.tile if in_parts else self.config.unet.image_size,
+      overlap=settings.overlap if in_parts else 0,
+      mesh=self.mesh,
     )
     knobs = Knobs(
       Guidance(settings.guidance, settings.interval, settings.rescale),
@@ -262,15 +294,18 @@ def _reverse_process(
     # Guidance repeats the batch; the low-resolution image is the same in each.
     repeat = len(x_t) // len(keys)
     enlarged = None if low_res is None else jnp.concatenate([low_res] * repeat)
-    output = unet(
-      x_t,
-      t,
-      stored,
-      kept,
-      low_res=enlarged,
-      level=None if level is None else jnp.concatenate([level] * repeat),
-    )
-    output = output[..., :3]
+    levels = None if level is None else jnp.concatenate([level] * repeat)
+
+    def network(images):
+      if plan.mesh is not None:
+        images = jax.tree.map(functools.partial(split_rows, plan.mesh), images)
+      x_t, enlarged, maps = images
+      output = unet(x_t, t, {**stored, **maps}, kept, low_res=enlarged, level=levels)
+      return output[..., :3]
+
+    maps = {c.name: stored[c.name] for c in conditions if c.local and c.name in stored}
+    images = (x_t, enlarged, maps)
+    output = in_tiles(network, images, shape.image_size, plan.tile, plan.overlap)
     guess = first_guess(
       x_t,
       conditions,
@@ -301,21 +336,27 @@ def run_cascade(
   stages: Sequence[Denoising],
   wish: Wish,
   seeds: np.ndarray,
-  settings: SampleConfig | None = None,
+  settings: Sequence[SampleConfig | None] | None = None,
   start: np.ndarray | None = None,
 ) -> np.ndarray:
-  """Runs all stages; `settings` and `start` are for the first.
+  """Runs all stages.
+
+  Args:
+    stages: base model, then upsamplers.
+    wish: what the images are to follow.
+    seeds: integers (B,).
+    settings: of each stage; its own if None.
+    start: x_T of the base model; drawn if None.
 
   Returns:
     uint8 sRGB (B, S, S, 3).
   """
   keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
-  images = None
-  for index, stage in enumerate(stages):
+  images: np.ndarray | None = None
+  asked = settings or [None] * len(stages)
+  for index, (stage, own) in enumerate(zip(stages, asked, strict=True)):
     stage_keys = jax.vmap(lambda key, i=index: jax.random.fold_in(key, i))(keys)
-    if index:
-      images = stage(wish, stage_keys, images)
-    else:
-      images = stage(wish, stage_keys, None, settings, start)
+    made = stage(wish, stage_keys, images, own, None if index else start)
+    images = np.asarray(made)  # Each stage may have the devices in its own order.
   assert images is not None  # There is a base model at least.
-  return np.asarray(jnp.round((images + 1) * 127.5)).astype(np.uint8)
+  return np.round((images + 1) * 127.5).astype(np.uint8)

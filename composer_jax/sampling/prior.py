@@ -14,7 +14,6 @@ from composer_jax.conditions import by_name
 from composer_jax.config import Config
 from composer_jax.diffusion.process import coefficients, to_eps_and_x0
 from composer_jax.diffusion.schedule import make_schedule
-from composer_jax.models.clip import unit_length
 from composer_jax.models.prior import Prior
 from composer_jax.sampling.ddim import ddim
 from composer_jax.sampling.guidance import Branch, Guidance, Wish, guide
@@ -40,7 +39,7 @@ class Imagining:
       seeds: integers (B,); others give other images that the caption describes.
 
     Returns:
-      As stored: float16 (B, D), of unit length.
+      As stored: float16 (B, D).
     """
     keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
     (semantics,) = by_name(['semantics'])
@@ -65,7 +64,7 @@ def sample_prior(
     keys: random keys (B,), one an image.
 
   Returns:
-    float32 (B, D), of unit length.
+    float32 (B, D), of the scale of those that the prior was trained with.
   """
   diffusion, settings = config.diffusion, config.sample
   prior: Prior = nnx.merge(graph, weights)
@@ -94,4 +93,4 @@ def sample_prior(
     timesteps(diffusion.num_steps, settings.steps, settings.spacing),
     keys,
   )
-  return unit_length(prior.denormalise(x_0))
+  return prior.denormalise(x_0)

@@ -11,6 +11,8 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 AXES = ('data', 'fsdp')
+SPATIAL = 'spatial'
+"""The axis that splits images by their rows; only meshes that sample have it."""
 
 
 def mesh_sizes(data: int, fsdp: int, count: int) -> tuple[int, int]:
@@ -33,17 +35,42 @@ def mesh_sizes(data: int, fsdp: int, count: int) -> tuple[int, int]:
   return sizes[0], sizes[1]
 
 
-def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
-  """A (data, fsdp) mesh over all devices; see `mesh_sizes`."""
-  types = (jax.sharding.AxisType.Auto,) * len(AXES)
-  return jax.make_mesh(
-    mesh_sizes(data, fsdp, jax.device_count()), AXES, axis_types=types
-  )
+def make_mesh(data: int = -1, fsdp: int = 1, spatial: int = 1) -> Mesh:
+  """A mesh over all devices: (data, fsdp), or (data, fsdp, spatial) to split images.
+
+  Raises:
+    ValueError: the sizes do not multiply to the number of devices.
+  """
+  count = jax.device_count()
+  if count % spatial:
+    raise ValueError(
+      f'mesh.spatial is {spatial}; expected a divisor of {count}, the number of'
+      ' devices. Ask for another number with --spatial, or spatial= in Python; 1 does'
+      ' not split the images.'
+    )
+  sizes: tuple[int, ...] = mesh_sizes(data, fsdp, count // spatial)
+  axes: tuple[str, ...] = AXES
+  if spatial > 1:
+    sizes, axes = (*sizes, spatial), (*axes, SPATIAL)
+  types = (jax.sharding.AxisType.Auto,) * len(axes)
+  return jax.make_mesh(sizes, axes, axis_types=types)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Batches are split over all devices along their first axis."""
   return NamedSharding(mesh, P(AXES))
+
+
+def split_rows(mesh: Mesh, images: jax.Array) -> jax.Array:
+  """Within a jitted function, spreads (B, H, W, C) by H over the spatial devices.
+
+  The compiler follows through the layers and has neighbours exchange the rows that a
+  convolution reaches over to. Images stay as they are on a mesh without such devices.
+  """
+  if SPATIAL not in mesh.shape:
+    return images
+  sharding = NamedSharding(mesh, P(None, SPATIAL))
+  return jax.lax.with_sharding_constraint(images, sharding)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

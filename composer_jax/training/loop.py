@@ -29,6 +29,7 @@ from composer_jax.training.step import (
   initial_state,
   make_step,
 )
+from composer_jax.training.warm_start import Start
 
 BUDGET = 'budget.json'
 TRIAL_STEPS = 12
@@ -71,6 +72,7 @@ def train(
   batches: Input,
   workdir: pathlib.Path,
   sampler: Sampler | None = None,
+  start: Callable[[], Start] | None = None,
 ) -> Run:
   """Trains a stage, or goes on with it.
 
@@ -84,6 +86,7 @@ def train(
     workdir: folder for checkpoints and metrics.
     sampler: draws a grid of samples at the end and every `train.sample_every` steps,
       which must then be above 0.
+    start: reads what a new run starts from, instead of weights drawn at random.
 
   Raises:
     NonFinite: the loss or its gradient is not finite; a diagnostic is saved and the
@@ -94,7 +97,7 @@ def train(
     contextlib.closing(Checkpoints(workdir, config.train.keep)) as checkpoints,
   ):
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
-    state, step = _start(config, stage, batches, mesh, checkpoints)
+    state, step = _begin(config, stage, batches, mesh, checkpoints, start)
     batch = put_batch(mesh, next(batches))
     length = _scalar(mesh, 1)
     advance = make_step(stage, config, mesh).lower(state, batch, length).compile()
@@ -123,20 +126,30 @@ def train(
   return Run(step, finished=step >= total)
 
 
-def _start(
+def _begin(
   config: Config,
   stage: Stage,
   batches: Input,
   mesh: Mesh,
   checkpoints: Checkpoints,
+  start: Callable[[], Start] | None,
 ) -> tuple[TrainState, int]:
   """The state to start from and its step: the newest checkpoint, or new weights."""
   _, shapes = abstract_state(stage, config, mesh)
   newest = checkpoints.latest()
   if newest is None:
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+    fresh: tuple[str, ...] = ()
+    params: Any = None
+    if start is not None:
+      params, fresh = start()
+
+    def initial(params: Any) -> TrainState:
+      begun = None if params is None else Start(params, fresh)
+      return initial_state(stage, config, begun)[1]
+
     build = jax.jit(
-      lambda: initial_state(stage, config)[1],
+      initial,
       out_shardings=shardings,
       # Drawing the weights is compiled to be run once: on CPUs, optimising that
       # takes longer than it saves.
@@ -144,7 +157,7 @@ def _start(
       if jax.default_backend() == 'cpu'
       else None,
     )
-    return build(), 0
+    return build(params), 0
   rest, ema, position = checkpoints.restore(newest, *shapes.split())
   batches.set_state(position)
   return TrainState(**rest, ema=ema), newest

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from composer_jax.config import Config
 from composer_jax.sharding.mesh import batch_sharding, replicated, weight_shardings
 from composer_jax.training.optimizer import learning_rate, make_optimizer
+from composer_jax.training.warm_start import Start, apply_start
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -65,10 +66,15 @@ class StepFunction(Protocol):
   def lower(self, *arguments: Any) -> jax.stages.Lowered: ...
 
 
-def initial_state(stage: Stage, config: Config) -> tuple[nnx.GraphDef, TrainState]:
-  """Draws the initial weights; traceable by `jax.eval_shape`."""
+def initial_state(
+  stage: Stage, config: Config, start: Start | None = None
+) -> tuple[nnx.GraphDef, TrainState]:
+  """Draws the initial weights, or takes those of `start`; traceable."""
   key = jax.random.fold_in(jax.random.key(config.train.seed), 0)
-  graph, params = nnx.split(stage.init(key))
+  model = stage.init(key)
+  if start is not None:
+    apply_start(model, start)
+  graph, params = nnx.split(model)
   opt_state = make_optimizer(config.optimizer).init(params)
   ema = jax.tree.map(jnp.copy, params)
   return graph, TrainState(jnp.zeros((), jnp.int32), params, ema, opt_state)

@@ -36,6 +36,15 @@ def convolution(x: np.ndarray) -> np.ndarray:
   return x.transpose(2, 3, 1, 0)
 
 
+def pointwise(x: np.ndarray) -> np.ndarray:
+  """PyTorch's weight of a 1 x 1 convolution, (outputs, inputs, 1, 1), as a kernel.
+
+  Returns:
+    (inputs, outputs).
+  """
+  return np.squeeze(x, (2, 3)).T
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
   """Where one of our parameters comes from.

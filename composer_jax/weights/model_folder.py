@@ -7,7 +7,7 @@ import pathlib
 import re
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -48,19 +48,31 @@ class Model(NamedTuple):
     config: as for training it.
     weights: NumPy arrays.
     tokenizer: of a dual encoder; None for other models.
+    condition_shapes: of a U-Net, the stored shape of each condition that it knows.
   """
 
   config: Config
   weights: nnx.State
   tokenizer: Tokenizer | None = None
+  condition_shapes: Mapping[str, tuple[int, ...]] = {}
 
 
-Reader = Callable[[pathlib.Path, SafetensorsFiles], Model]
-"""Reads a folder of one kind, of which the weights are open already."""
+class Kind(NamedTuple):
+  """How models of one kind are published.
+
+  Attributes:
+    read: reads a folder of the kind, of which the weights are open already.
+    subfolder: where a pipeline of several models has it.
+    companion: folder beside it with more of its weights, if there is one.
+  """
+
+  read: Callable[[pathlib.Path, SafetensorsFiles], Model]
+  subfolder: str | None = None
+  companion: str | None = None
 
 
 def import_model(
-  kind: str, read: Reader, source: pathlib.Path, out: pathlib.Path
+  name: str, kind: Kind, source: pathlib.Path, out: pathlib.Path
 ) -> dict[str, Any]:
   """Makes a model folder of published weights.
 
@@ -68,9 +80,9 @@ def import_model(
   leaves nothing that opens. What such a kill left is removed by the next import.
 
   Args:
-    kind: of model, to note down.
-    read: reads that kind.
-    source: the published folder.
+    name: of the kind of model, to note down.
+    kind: how to read it.
+    source: the published folder, or that of a pipeline which holds it.
     out: the folder to make. If it is there it must be empty, or hold the same import,
       which is then left as it is.
 
@@ -82,13 +94,22 @@ def import_model(
     FileExistsError: something else is in `out`.
     ValueError: the source is damaged, unsafe to open, or not supported.
   """
-  if not source.is_dir():
-    raise FileNotFoundError(f'{source} is no folder; expected one with config.json.')
-  files = open_weights(source)
-  imported = origin(kind, source, files)
+  if kind.subfolder and (source / kind.subfolder).is_dir():
+    source = source / kind.subfolder
+  folders = [source]
+  if kind.companion:
+    folders.append(source.absolute().parent / kind.companion)
+  for folder in folders:
+    if not folder.is_dir():
+      raise FileNotFoundError(f'{folder} is no folder; expected one with config.json.')
+  opened = [open_weights(folder) for folder in folders]
+  imported = origin(name, folders, opened)
   if _is_there(out, imported):
     return imported
-  model = read(source, files)
+  files = opened[0]
+  if len(opened) > 1:
+    files = SafetensorsFiles(source, [path for one in opened for path in one.paths])
+  model = kind.read(source, files)
   part = out.absolute().with_name(f'{out.absolute().name}.part')
   shutil.rmtree(part, ignore_errors=True)
   part.mkdir(parents=True)
@@ -101,15 +122,26 @@ def import_model(
   return imported
 
 
-def origin(kind: str, source: pathlib.Path, files: SafetensorsFiles) -> dict[str, Any]:
-  """Where a model came from: kind, folder, licence, digests of its files."""
-  described = [source / n for n in _DESCRIPTIONS if (source / n).is_file()]
-  return {
-    'kind': kind,
-    'from': source.absolute().name,
-    'licence': stated_licence(source),
-    'digests': {path.name: digest(path) for path in described} | files.digests(),
-  }
+def origin(
+  kind: str, folders: Sequence[pathlib.Path], opened: Sequence[SafetensorsFiles]
+) -> dict[str, Any]:
+  """Where a model came from: kind, folder, licence, digests of its files.
+
+  Args:
+    kind: name of the kind.
+    folders: that hold it, the main one first.
+    opened: the weights in each.
+  """
+  source = folders[0].absolute()
+  digests: dict[str, str] = {}
+  for folder, files in zip(folders, opened, strict=True):
+    described = [folder / n for n in _DESCRIPTIONS if (folder / n).is_file()]
+    own = {path.name: digest(path) for path in described} | files.digests()
+    beside = '' if folder is folders[0] else f'{folder.name}/'
+    digests |= {f'{beside}{name}': value for name, value in own.items()}
+  # The card of a pipeline stands above the folders of its models.
+  licence = stated_licence(source) or stated_licence(source.parent)
+  return {'kind': kind, 'from': source.name, 'licence': licence, 'digests': digests}
 
 
 def stated_licence(folder: pathlib.Path) -> str | None:
@@ -152,7 +184,7 @@ def _write(
   flags = {'--kind': imported['kind'], '--from': imported['from'], '--out': name}
   words = [word for flag in flags.items() for word in flag]
   inputs = {
-    'condition_shapes': {},
+    'condition_shapes': dict(model.condition_shapes),
     'encoders': {},
     'imported': imported,
     'command': shlex.join(['composer-jax', 'import', *words]),

@@ -1,11 +1,11 @@
 r"""Composer's base model at 64 x 64, stage 1: image embeddings only.
 
 2.0B parameters (Composer, section 3.1), trained for 1M steps on the full set. Numbers
-that the paper leaves open are those of GLIDE and unCLIP. An imported Karlo decoder can
-stand in for this stage, see docs/weights.md.
+that the paper leaves open are those of GLIDE and unCLIP. Karlo's decoder can stand in
+for this stage: configs/karlo/base64.py goes on from it.
 
 Run:    composer-jax train --config configs/paper/base64_stage1.py \
-            --workdir models/paper/base --config.data.path=data/full
+            --workdir models/paper/stage1 --config.data.path=data/full
 Inspect: composer-jax describe --config configs/paper/base64_stage1.py
 """
 
@@ -29,6 +29,7 @@ def get_config() -> config_dict.ConfigDict:
     'dropout': 0.1,
     'conditions': ('semantics',),
     'context_width': 2048,
+    'context_tokens': 85,  # Of stage 2, with zeros for those not known yet.
     'local_hidden': 32,
     'local_width': 8,
     'learned_variance': True,

@@ -4,7 +4,8 @@ Another 200k steps with joint condition dropout, on a subset of 60M images witho
 of an aesthetic score under 7.0 (Composer, section 3.1).
 
 Run:    composer-jax train --config configs/paper/base64_stage2.py \
-            --workdir models/paper/base --config.data.path=data/aesthetic
+            --workdir models/paper/base --config.data.path=data/aesthetic \
+            --config.train.start_from=models/paper/stage1
 Inspect: composer-jax describe --config configs/paper/base64_stage2.py
 """
 

@@ -96,6 +96,19 @@ def test_stages_that_do_not_fit_are_refused(large, message):
     Composer([base, denoising(**({'names': ('sketch',)} | large))], None)
 
 
+def test_tiles_are_for_the_upsamplers():
+  base = denoising(names=('sketch',))
+  large = denoising(names=('sketch',), model={'image_size': 16, 'low_res_size': 8})
+  tiles = {'tile': 8, 'overlap': 4}
+  composer = Composer([base, large], None)
+  wish = {'sketch': stored_of(composer, 1)['sketch']}
+  whole = composer.compose(wish, seeds=np.array([1]))
+  tiled = composer.compose(wish, seeds=np.array([1]), sampling=tiles)
+  assert (tiled != whole).any()
+  with pytest.raises(ValueError, match=r'tile is 8, .*; expected tile 0 .* base model'):
+    Composer([base], None).compose(wish, seeds=np.array([1]), sampling=tiles)
+
+
 def test_folders_without_a_model_are_clear_errors(tmp_path):
   with pytest.raises(FileNotFoundError, match='holds no base/ folder'):
     Composer.load(tmp_path)

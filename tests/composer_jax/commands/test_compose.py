@@ -176,6 +176,7 @@ def test_an_unknown_condition_is_refused_with_those_that_there_are(
     (['--base', '(sketch:a'], r"expression '\(sketch:a' is wrong at its end"),
     (['--rescale', '2'], r'rescale is 2.0; expected .* at most 1'),
     (['--steps', '0'], 'steps is 0; expected at least 1'),
+    (['--tile', '64', '--overlap', '64'], 'overlap is 64; expected less than .*, 64'),
   ],
 )
 def test_a_wrong_wish_is_refused_before_anything_is_loaded(

@@ -38,9 +38,13 @@ def test_pixels_do_not_matter(encoder, stored):
 def test_features_are_the_sentence_at_mean_square_one_and_the_words_as_they_are(
   stored,
 ):
-  vector, tokens = map(np.asarray, Caption().features(stored))
+  vector, tokens, embedding = map(np.asarray, Caption().features(stored))
   assert vector.dtype == tokens.dtype == np.float32
-  np.testing.assert_allclose(vector, stored[:, 77].astype('f4') * 768**0.5, rtol=1e-6)
+  sentences = stored[:, 77].astype('f4')
+  np.testing.assert_array_equal(embedding, sentences)
+  lengths = np.linalg.norm(sentences, axis=1, keepdims=True)
+  wanted = sentences / np.maximum(lengths, 1e-6) * 768**0.5
+  np.testing.assert_allclose(vector, wanted, rtol=1e-5)
   np.testing.assert_array_equal(tokens, stored[:, :77])
   np.testing.assert_allclose((vector[[0, 2]] ** 2).mean(axis=1), 1, atol=2e-3)
 

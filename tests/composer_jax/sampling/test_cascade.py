@@ -106,7 +106,7 @@ def test_the_cascade_hands_images_up_and_ends_in_bytes():
     [base, large],
     wish_of(stored, kept),
     np.array([1, 2]),
-    dataclasses.replace(base.config.sample, steps=2),
+    [dataclasses.replace(base.config.sample, steps=2), None],
   )
   assert images.dtype == np.uint8
   assert images.shape == (2, 2 * SIZE, 2 * SIZE, 3)

@@ -88,9 +88,8 @@ def test_semantics_equal_a_plain_loop_over_the_steps(config, model):
     eps = (x - np.sqrt(a) * x_0) / np.sqrt(1 - a)
     x = np.sqrt(b) * x_0 + np.sqrt(1 - b) * eps
   wanted = x * np.asarray(prior.std[...]) + np.asarray(prior.mean[...])
-  wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
   assert made.dtype == np.float16
-  np.testing.assert_allclose(made, wanted, atol=2e-3)
+  np.testing.assert_allclose(made, wanted, rtol=2e-3, atol=2e-3)
 
 
 def test_another_seed_is_another_image_and_a_batch_changes_nothing(config, model):

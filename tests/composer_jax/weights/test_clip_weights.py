@@ -25,7 +25,7 @@ from composer_jax.weights.clip_weights import (
   sources,
 )
 from composer_jax.weights.mapping import take
-from composer_jax.weights.model_folder import import_model
+from composer_jax.weights.model_folder import Kind, import_model
 from composer_jax.weights.safetensors_files import open_weights
 from tests.composer_jax.models.test_clip import (
   OTHER,
@@ -96,7 +96,7 @@ def abstract(config):
 
 def imported(folder, out):
   """The model that an import leaves, with its config."""
-  import_model('clip', read_clip, folder, out)
+  import_model('clip', Kind(read_clip), folder, out)
   config = config_lib.load(out / 'config.json').clip
   model = abstract(config)
   nnx.update(model, read_average(out, newest(out), nnx.state(model)))

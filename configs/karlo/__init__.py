@@ -1,0 +1,1 @@
+"""Configs that go on from the public weights of Karlo."""
