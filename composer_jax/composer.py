@@ -62,6 +62,10 @@ def _check_fit(base: Denoising, previous: Denoising, stage: Denoising) -> None:
       )
 
 
+def _upsamplers(directory: pathlib.Path) -> list[pathlib.Path]:
+  return [path for path in sorted(directory.glob('upsampler*')) if path.is_dir()]
+
+
 class Composer:
   """A cascade of trained models.
 
@@ -69,6 +73,7 @@ class Composer:
     names: the conditions that the base model knows.
     condition_shapes: stored shape of each.
     image_size: side of the finished images, in pixels.
+    sizes: sides of the images that each stage gives, the last of which is that.
     condition_size: side of the maps of local conditions, in pixels.
     encoder: the dual encoder, or None.
     prior: makes semantics from a caption; or None.
@@ -86,7 +91,8 @@ class Composer:
       _check_fit(base, previous, stage)
     self.names = base.config.unet.conditions
     self.condition_shapes = base.condition_shapes
-    self.image_size = stages[-1].config.unet.image_size
+    self.sizes = tuple(stage.config.unet.image_size for stage in stages)
+    self.image_size = self.sizes[-1]
     sides = [s[0] for s in base.condition_shapes.values() if len(s) == 3]
     self.condition_size = sides[0] if sides else self.image_size
 
@@ -107,7 +113,8 @@ class Composer:
   ) -> Composer:
     """Opens a model folder: `base/`, and what else there is of it.
 
-    That may be `upsampler/`, `encoder/` and, with an encoder, `prior/`.
+    That may be upsamplers, in folders whose names begin with `upsampler`, `encoder/`
+    and, with an encoder, `prior/`.
 
     Args:
       directory: the model folder.
@@ -125,8 +132,9 @@ class Composer:
         ' if trained, upsampler/ and encoder/.'
       )
     stages = [load_diffusion(directory / 'base')]
-    if (directory / 'upsampler').is_dir():
-      stages.append(load_diffusion(directory / 'upsampler', spatial))
+    upsamplers = [load_diffusion(path, spatial) for path in _upsamplers(directory)]
+    # In the order in which one takes what another gives.
+    stages += sorted(upsamplers, key=lambda stage: stage.config.unet.image_size)
     encoder = prior = None
     if (directory / 'encoder').is_dir():
       encoder = load_encoder(directory / 'encoder')
@@ -180,7 +188,8 @@ class Composer:
     wanted = caption in values and semantics not in values and semantics in self.names
     if self.prior is None or not wanted:
       return dict(values)
-    made = self.prior(np.asarray(values[caption])[None], np.array([seed]))
+    away = self._blank if self.prior.config.sample.empty_caption else None
+    made = self.prior(np.asarray(values[caption])[None], np.array([seed]), away)
     return {**values, semantics: made[0]}
 
   def compose(
@@ -193,6 +202,7 @@ class Composer:
     base: Mapping[str, np.ndarray] | None = None,
     sampling: Mapping[str, Any] | None = None,
     start: np.ndarray | None = None,
+    size: int | None = None,
   ) -> np.ndarray:
     """Makes images.
 
@@ -210,19 +220,21 @@ class Composer:
         `guidance`, `eta` or `sampler`; its own if missing. `tile` and `overlap` are
         for the upsamplers.
       start: x_T of the base model, as `invert` gives it; drawn from the seeds if None.
+      size: S, one of `sizes`: the stages after the one that gives it are left out; all
+        are run if None.
 
     Returns:
       uint8 sRGB (B, S, S, 3).
 
     Raises:
-      ValueError: a condition is unknown to the model or of the wrong shape, or a
-        setting is not within its range.
+      ValueError: a condition is unknown to the model or of the wrong shape, no stage
+        gives that size, or a setting is not within its range.
     """
     count = len(seeds)
     term = self._branch(stored, kept, windows or {}, count)
-    origin = None if base is None else self._branch(base, None, {}, count)
+    origin = self._origin(base, count)
     wish = Wish((term,), np.ones((1, count), np.float32), origin)
-    return self._run(wish, np.asarray(seeds), sampling or {}, start)
+    return self._run(wish, np.asarray(seeds), sampling or {}, start, size)
 
   def invert(
     self,
@@ -296,13 +308,33 @@ class Composer:
         strength = (strengths or {}).get(name, 1.0)
         kept[name] = np.array([(name in term.values) * strength for term in column])
       branches.append(self._branch(stored, kept, windows or {}, count))
-    origin = None
+    repeated = None
     if base is not None:
       repeated = {name: np.stack([value] * count) for name, value in base.items()}
-      origin = self._branch(repeated, None, {}, count)
+    origin = self._origin(repeated, count)
     weights = np.array([[term.weight for term in own] for own in padded], np.float32)
     wish = Wish(tuple(branches), weights.T, origin)
     return self._run(wish, np.asarray(seeds), sampling or {})
+
+  @functools.cached_property
+  def _blank(self) -> np.ndarray | None:
+    """The empty caption as stored, (T + 1, D), where there is an encoder."""
+    if self.encoder is None:
+      return None
+    words, sentences = self.encoder.embed_captions([''])
+    return np.concatenate([words[0], sentences]).astype(np.float16)
+
+  @property
+  def _completes(self) -> bool:
+    """Whether a caption that is missing is the empty one."""
+    asked = self._stages[0].config.sample.empty_caption
+    return asked and 'caption' in self.names and self.encoder is not None
+
+  def _origin(self, base: Mapping[str, np.ndarray] | None, count: int) -> Branch | None:
+    """What guidance leads away from; None where that is no conditions at all."""
+    if base is None and not self._completes:
+      return None
+    return self._branch(base or {}, None, {}, count)
 
   def _known(self, names: Iterable[str]) -> list[str]:
     names = list(names)
@@ -331,6 +363,8 @@ class Composer:
     One compiled program so serves every choice of conditions, strengths and windows.
     """
     self._known([*stored, *windows])
+    if self._completes and self._blank is not None:
+      stored = {'caption': np.stack([self._blank] * count), **stored}
     full, keep, during = {}, {}, {}
     for condition in by_name(self.condition_shapes):
       name, shape = condition.name, self.condition_shapes[condition.name]
@@ -353,25 +387,34 @@ class Composer:
     seeds: np.ndarray,
     sampling: Mapping[str, Any],
     start: np.ndarray | None = None,
+    size: int | None = None,
   ) -> np.ndarray:
-    """Samples in batches of one size, so that few programs are compiled."""
+    """Samples in batches of one number, so that few programs are compiled."""
+    if size is not None and size not in self.sizes:
+      raise ValueError(
+        f'size is {size}; expected one of {", ".join(map(str, self.sizes))}, the sizes'
+        ' of the stages.'
+      )
+    stages = self._stages
+    if size is not None:
+      stages = stages[: self.sizes.index(size) + 1]
     asked = dict(sampling)
-    base, *others = (stage.config.sample for stage in self._stages)
+    base, *others = (stage.config.sample for stage in stages)
     # Without upsamplers they stay with the base, which refuses them.
     tiles = {name: asked.pop(name) for name in TILING if others and name in asked}
     settings = [config_lib.settings_from(base, asked)]
     settings += [config_lib.settings_from(one, tiles) for one in others]
     count, images = len(seeds), []
-    size = 1 if count == 1 else BATCH
-    for begin in range(0, count, size):
-      rows = np.minimum(np.arange(begin, begin + size), count - 1)
+    batch = 1 if count == 1 else BATCH
+    for begin in range(0, count, batch):
+      rows = np.minimum(np.arange(begin, begin + batch), count - 1)
       part = Wish(
         jax.tree.map(lambda x, rows=rows: x[rows], wish.terms),
         wish.weights[:, rows],
         jax.tree.map(lambda x, rows=rows: x[rows], wish.base),
       )
       begun = None if start is None else start[rows]
-      made = run_cascade(self._stages, part, seeds[rows], settings, begun)
+      made = run_cascade(stages, part, seeds[rows], settings, begun)
       images.append(made[: count - begin])
     return np.concatenate(images)
 

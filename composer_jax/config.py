@@ -212,7 +212,7 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
-  """Defaults of sampling; all but the last can be changed from image to image.
+  """Defaults of sampling; all but the last two can be changed from image to image.
 
   Attributes:
     sampler: `ddim`, `ddpm` or `dpm_solver`.
@@ -230,6 +230,8 @@ class SampleConfig:
       that is too large for the device; 0 for the whole image at once.
     overlap: pixels by which neighbouring tiles overlap at least, and are blended.
     low_res_level: level at which an upsampler's input is degraded, as in training.
+    empty_caption: whether a caption that is not given is the empty one, rather than
+      dropped, as imported models have learned it.
   """
 
   sampler: Literal['ddim', 'ddpm', 'dpm_solver'] = 'ddim'
@@ -241,8 +243,9 @@ class SampleConfig:
   rescale: float = 0.0
   percentile: float = 0.0
   tile: int = 0
-  overlap: int = 32
+  overlap: int = 64
   low_res_level: int = 0
+  empty_caption: bool = False
 
   def __post_init__(self):
     limit = sys.float_info.max
@@ -280,8 +283,8 @@ def settings_from(default: SampleConfig, asked: Mapping[str, Any]) -> SampleConf
   Raises:
     ValueError: a field is unknown, of the wrong type, or out of its range.
   """
-  fixed = 'low_res_level'  # What samples have it as they were trained.
-  known = [f.name for f in dataclasses.fields(SampleConfig) if f.name != fixed]
+  fixed = ('low_res_level', 'empty_caption')  # As the model has learned it.
+  known = [f.name for f in dataclasses.fields(SampleConfig) if f.name not in fixed]
   if unknown := [name for name in asked if name not in known]:
     raise ValueError(
       f'{unknown[0]!r} is no setting of the sampling; expected any of'
@@ -289,7 +292,7 @@ def settings_from(default: SampleConfig, asked: Mapping[str, Any]) -> SampleConf
     )
   values = {name: getattr(default, name) for name in known} | dict(asked)
   made = _build(SampleConfig, values, 'sampling')
-  return dataclasses.replace(made, low_res_level=default.low_res_level)
+  return dataclasses.replace(made, **{n: getattr(default, n) for n in fixed})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,6 +19,15 @@ from composer_jax.seeds import generator
 from data_pipelines.loader import load_dataset
 
 CELL, GAP, LABEL = 96, 6, 18
+TEXTS = [
+  'grinning face',
+  'red heart',
+  'yellow flower',
+  'green book',
+  'flag',
+  'blue circle',
+  'red car',
+]
 FOLDER = pathlib.Path(__file__).parent / 'images'
 
 
@@ -116,6 +125,18 @@ def mixed(composer: Composer, records: list[dict]) -> Image.Image:
   return grid([top, second, *body], titles)
 
 
+def from_text(composer: Composer, texts: list[str], seeds: int = 3) -> Image.Image:
+  """What comes of texts alone, through the prior and all upsamplers."""
+  rows = []
+  for text in texts:
+    caption = composer.embed_caption(text)
+    wishes = [composer.imagine(caption, seed) for seed in range(seeds)]
+    stored = {name: np.stack([wish[name] for wish in wishes]) for name in wishes[0]}
+    rows.append(composer.compose(stored, seeds=np.arange(seeds)))
+  columns = [list(column) for column in zip(*rows, strict=True)]
+  return grid(columns, texts)
+
+
 def stacked(composer: Composer, records: list[dict]) -> dict[str, np.ndarray]:
   """The conditions of records, those drawn from the pixels too, as batches."""
   found = {}
@@ -146,6 +167,7 @@ def main() -> None:
   decomposed(composer, records[:2]).save(FOLDER / 'decomposed.png')
   recomposed(composer, records[:6]).save(FOLDER / 'recomposed.png')
   mixed(composer, records).save(FOLDER / 'mixed.png')
+  from_text(composer, TEXTS).save(FOLDER / 'from_text.png')
 
 
 if __name__ == '__main__':

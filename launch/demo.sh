@@ -6,11 +6,13 @@ usage() {
 usage: launch/demo.sh [--minutes N] [--out DIR]
 
 From nothing to a small Composer and a report of what it can do: prepares the Twemoji
-pictures, trains an encoder, a base model and an upsampler, then composes and measures.
+pictures, trains an encoder, a prior, a base model and two upsamplers, then composes and
+measures.
 Interrupted, it goes on where it was when run again with the same arguments.
 
-  --minutes N   minutes of training in all (default 12.5), shared out as 1 : 9 : 2.5
-                to encoder, base model and upsampler; preparing and reporting come on top
+  --minutes N   minutes of training in all (default 12.5), shared out as
+                1 : 0.5 : 8.5 : 1.75 : 0.75 to encoder, prior, base model and upsamplers;
+                preparing and reporting come on top
   --out DIR     where data, models and report go (default: demo/ in the repository)
 END
 }
@@ -62,7 +64,7 @@ step() {
   local heading=$1 start=$SECONDS status=0
   shift
   number=$((number + 1))
-  printf '\n== %d of 7: %s\n' "$number" "$heading"
+  printf '\n== %d of 10: %s\n' "$number" "$heading"
   "$@" || status=$?
   if ((status)); then
     printf '\ndemo.sh: "%s" ended with status %d after %s.\n' \
@@ -74,7 +76,7 @@ step() {
     "$(elapsed $((SECONDS - start)))" "$(elapsed "$SECONDS")"
 }
 
-# The minutes of training for a share of 1 : 9 : 2.5.
+# The minutes of training for a share of 12.5.
 share() {
   LC_ALL=C awk -v all="$minutes" -v part="$1" \
     'BEGIN { printf "%.6g", all * part / 12.5 }'
@@ -82,25 +84,30 @@ share() {
 
 composer_jax=$root/.venv/bin/composer-jax
 
-# Trains one stage: train STAGE WORKDIR SHARE
+# Trains one stage: train CONFIG FOLDER DATA SHARE
 train() {
-  "$composer_jax" train --config "configs/demo/$1.py" --workdir "$2" \
-    "--config.data.path=$out/data" "--config.train.minutes=$(share "$3")"
+  "$composer_jax" train --config "configs/demo/$1.py" --workdir "$out/model/$2" \
+    "--config.data.path=$out/$3" "--config.train.minutes=$(share "$4")"
   # Stopped by a signal, it has saved and ended well, but is not done.
-  [[ -e $2/finished ]] || return 75
+  [[ -e $out/model/$2/finished ]] || return 75
 }
 
 step 'installing' bash launch/setup.sh
 step 'preparing pictures and their conditions' \
   "$composer_jax" prepare --source twemoji --out "$out/data" --size 64 --workers 2
-step "training the encoder, $(share 1) minutes" \
-  train dual_encoder "$out/model/encoder" 1
+step 'preparing the same pictures larger' \
+  "$composer_jax" prepare --source twemoji --out "$out/data128" --size 128 \
+  --conditions none --workers 2
+step "training the encoder, $(share 1) minutes" train dual_encoder encoder data 1
 step 'embedding pictures and captions' \
   "$composer_jax" prepare --onto "$out/data" --conditions semantics,caption \
   --encoder "$out/model/encoder" --overwrite
-step "training the base model, $(share 9) minutes" train base "$out/model/base" 9
-step "training the upsampler, $(share 2.5) minutes" \
-  train upsampler "$out/model/upsampler" 2.5
+step "training the prior, $(share 0.5) minutes" train prior prior data 0.5
+step "training the base model, $(share 8.5) minutes" train base base data 8.5
+step "training the upsampler to 64, $(share 1.75) minutes" \
+  train upsampler upsampler data 1.75
+step "training the upsampler to 128, $(share 0.75) minutes" \
+  train upsampler128 upsampler128 data128 0.75
 step 'composing and measuring' \
   "$composer_jax" report --model "$out/model" --data "$out/data" --out "$out/report" --n 64
 

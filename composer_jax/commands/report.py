@@ -63,23 +63,45 @@ def _commands(info: Mapping[str, Any], flags: argparse.Namespace) -> list[str]:
   """What makes the data, the model and the page again, in this order."""
   from composer_jax.trained import INPUTS
 
+  commands = [_prepare(info, flags.data)]
+  upsamplers = sorted(path.name for path in flags.model.glob('upsampler*'))
+  for stage in ('encoder', 'prior', 'base', *upsamplers):
+    folder = flags.model / stage
+    if not (folder / INPUTS).is_file():
+      continue
+    told = read_json(folder / INPUTS, ('command',), 'Train that stage again.')
+    other = _other_data(folder, told, info)
+    commands += [*other, told['command']]
+    if stage == 'encoder':
+      onto = {'onto': flags.data, 'encoder': folder}
+      commands.append(_command('prepare', onto))
+  return [*commands, _command('report', vars(flags))]
+
+
+def _prepare(info: Mapping[str, Any], out: pathlib.Path) -> str:
   words = {name: info[name] for name in ('source', 'size', 'crop', 'seed')}
   words |= {
     'shards': sum(info['shards'].values()),
-    'conditions': ','.join(info['conditions']),
-    'out': flags.data,
+    'conditions': ','.join(info['conditions']) or 'none',
+    'out': out,
   }
-  commands = [_command('prepare', words)]
-  for stage in ('encoder', 'base', 'upsampler'):
-    path = flags.model / stage / INPUTS
-    if path.is_file():
-      commands.append(
-        read_json(path, ('command',), 'Train that stage again.')['command']
-      )
-    if stage == 'encoder' and path.is_file():
-      onto = {'onto': flags.data, 'encoder': flags.model / stage}
-      commands.append(_command('prepare', onto))
-  return [*commands, _command('report', vars(flags))]
+  return _command('prepare', words)
+
+
+def _other_data(
+  folder: pathlib.Path, told: Mapping[str, Any], info: Mapping[str, Any]
+) -> list[str]:
+  """What prepares the data of a stage, if they are not those that are reported on."""
+  from data_pipelines.dataset import INFO
+
+  if told.get('digest') == info['digest']:
+    return []
+  advice = 'Train that stage again.'
+  data = read_json(folder / 'config.json', ('data',), advice)['data']
+  path = pathlib.Path(data['path'])
+  if not (path / INFO).is_file():
+    return []  # Somewhere else by now.
+  return [_prepare(read_json(path / INFO, (), advice), path)]
 
 
 def _command(verb: str, flags: dict[str, Any]) -> str:

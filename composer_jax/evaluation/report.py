@@ -48,6 +48,9 @@ class Composer(Protocol):
   def image_size(self) -> int: ...
 
   @property
+  def sizes(self) -> Sequence[int]: ...
+
+  @property
   def condition_size(self) -> int: ...
 
   @property
@@ -57,7 +60,7 @@ class Composer(Protocol):
   def fingerprint(self) -> Any: ...
 
   @property
-  def compose(self) -> Compose: ...
+  def compose(self) -> Any: ...
 
 
 class Dataset(Protocol):
@@ -134,12 +137,15 @@ def write_report(
     *strips(held_out, shown),
     *mixtures(held_out, shown),
   ]
-  cached = _Cached(composer, out / 'cache')
+  # Judged at the size of the maps: larger images would be brought down to it anyway.
+  size = composer.condition_size
+  judging = _Cached(composer, out / 'cache', size if size in composer.sizes else None)
+  showing = _Cached(composer, out / 'cache', None)
   total = len(wishes) * len(records) + sum(len(one.wishes) for one in showcase)
   with tqdm.tqdm(total=total, unit='image', desc='report', disable=not progress) as bar:
-    cached.bar = bar
-    outcomes = [measure(held_out, cached, wish) for wish in wishes]
-    made = _grant_all(held_out, cached, showcase)
+    judging.bar = showing.bar = bar
+    outcomes = [measure(held_out, judging, wish) for wish in wishes]
+    made = _grant_all(held_out, showing, showcase)
 
   report = {
     'format': 1,
@@ -221,10 +227,16 @@ def _digest_of_code() -> str:
 
 
 class _Cached:
-  """Composes in blocks, and remembers on disk what came of each."""
+  """Composes in blocks, and remembers on disk what came of each.
 
-  def __init__(self, composer: Composer, folder: pathlib.Path):
-    self._composer, self._folder = composer, folder
+  Args:
+    composer: the model.
+    folder: where to remember.
+    size: of the images, one of the model's; None for its largest.
+  """
+
+  def __init__(self, composer: Composer, folder: pathlib.Path, size: int | None):
+    self._composer, self._folder, self._size = composer, folder, size
     self.bar: Any = None
 
   def __call__(
@@ -253,7 +265,7 @@ class _Cached:
     if path.is_file():
       images = np.load(path)
     else:
-      images = self._composer.compose(stored, kept, seeds=seeds)
+      images = self._composer.compose(stored, kept, seeds=seeds, size=self._size)
       self._folder.mkdir(parents=True, exist_ok=True)
       part = path.with_suffix('.part')
       with part.open('wb') as file:
@@ -263,7 +275,7 @@ class _Cached:
     return images
 
   def _digest(self, stored: Mapping, kept: Mapping, seeds: np.ndarray) -> str:
-    model = [_digest_of_code(), self._composer.fingerprint]
+    model = [_digest_of_code(), self._composer.fingerprint, self._size]
     digest = hashlib.sha256(json.dumps(model, default=str).encode())
     for kind in (stored, kept, {'seeds': seeds}):
       for name, array in sorted(kind.items()):

@@ -31,12 +31,15 @@ class Imagining:
     self.config, self._weights = config, weights
     self._sample = jax.jit(functools.partial(sample_prior, config, graph))
 
-  def __call__(self, captions: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+  def __call__(
+    self, captions: np.ndarray, seeds: np.ndarray, blank: np.ndarray | None = None
+  ) -> np.ndarray:
     """Semantics of captions.
 
     Args:
       captions: as stored, (B, T + 1, D).
       seeds: integers (B,); others give other images that the caption describes.
+      blank: the caption that guidance leads away from, (T + 1, D); if None, none.
 
     Returns:
       As stored: float16 (B, D).
@@ -44,7 +47,8 @@ class Imagining:
     keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
     (semantics,) = by_name(['semantics'])
     dtype = semantics.spec(0).dtype
-    return np.asarray(self._sample(self._weights, captions, keys)).astype(dtype)
+    made = self._sample(self._weights, captions, keys, blank)
+    return np.asarray(made).astype(dtype)
 
 
 def sample_prior(
@@ -53,6 +57,7 @@ def sample_prior(
   weights: nnx.State,
   captions: jax.Array,
   keys: jax.Array,
+  blank: jax.Array | None = None,
 ) -> jax.Array:
   """Samples embeddings by DDIM; pure, to be jitted.
 
@@ -62,6 +67,7 @@ def sample_prior(
     weights: of its model.
     captions: as stored, (B, T + 1, D).
     keys: random keys (B,), one an image.
+    blank: the caption that guidance leads away from, (T + 1, D); if None, none.
 
   Returns:
     float32 (B, D), of the scale of those that the prior was trained with.
@@ -77,7 +83,11 @@ def sample_prior(
     return prior(x_t, t, text[:, :-1], text[:, -1], None, kept[caption.name])
 
   branch = Branch({caption.name: captions}, {caption.name: caption.present(captions)})
-  wish = Wish((branch,), jnp.ones((1, len(keys))))
+  base = None
+  if blank is not None:
+    repeated = jnp.broadcast_to(blank, captions.shape)
+    base = Branch({caption.name: repeated}, {caption.name: jnp.ones(len(keys), bool)})
+  wish = Wish((branch,), jnp.ones((1, len(keys))), base)
   guidance = Guidance(settings.guidance, settings.interval, settings.rescale)
   predict = guide(model, wish, guidance, diffusion.num_steps)
 

@@ -13,10 +13,11 @@ from composer_jax.conditions import by_name
 from composer_jax.config import Config, DiffusionConfig, SampleConfig
 from composer_jax.files import read_json
 from composer_jax.models.unet import UNet, UNetConfig
+from composer_jax.weights.fields import Fields
 from composer_jax.weights.mapping import Path, Source, same, take, transposed
 from composer_jax.weights.model_folder import Model
 from composer_jax.weights.safetensors_files import SafetensorsFiles
-from composer_jax.weights.unet_weights import Fields, unet_shape, unet_sources
+from composer_jax.weights.unet_weights import unet_shape, unet_sources
 
 TOKENS = 77
 """Word states of a caption, its padding included: CLIP's."""
@@ -86,7 +87,7 @@ def read_decoder(folder: pathlib.Path, files: SafetensorsFiles) -> Model:
   model = nnx.eval_shape(lambda: UNet(config, shapes, rngs=nnx.Rngs(0)))
   weights = take(files, decoder_sources(config), nnx.state(model))
   diffusion = DiffusionConfig(schedule='cosine', prediction='eps')
-  sample = SampleConfig(steps=25, guidance=4.0)
+  sample = SampleConfig(steps=25, guidance=4.0, empty_caption=True)
   config_of_run = Config('diffusion', config, diffusion=diffusion, sample=sample)
   return Model(config_of_run, weights, condition_shapes=shapes)
 

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from composer_jax.config import Config, DiffusionConfig
+from composer_jax.config import Config, DiffusionConfig, SampleConfig
 from composer_jax.files import read_json
 from composer_jax.models.prior import EXTRA_TOKENS, Prior, PriorConfig
+from composer_jax.weights.fields import Fields
 from composer_jax.weights.mapping import Path, Source, same, take, transposed
 from composer_jax.weights.model_folder import Model
 from composer_jax.weights.safetensors_files import SafetensorsFiles
@@ -46,7 +47,7 @@ _SIZES = {
   'num_embeddings': 77,
 }
 
-# Likewise, its defaults first; other values are other models.
+# Where they are not missing; other values are other models.
 _SUPPORTED: dict[str, tuple[Any, ...]] = {
   'additional_embeddings': (EXTRA_TOKENS,),
   'time_embed_act_fn': ('silu',),
@@ -73,7 +74,8 @@ def read_prior(folder: pathlib.Path, files: SafetensorsFiles) -> Model:
   shapes = nnx.state(nnx.eval_shape(lambda: Prior(config, rngs=nnx.Rngs(0))))
   weights = take(files, sources(config), shapes)
   diffusion = DiffusionConfig(prediction='x0', num_steps=config.num_steps)
-  return Model(Config('prior', config, diffusion=diffusion), weights)
+  sample = SampleConfig(steps=25, guidance=4.0, empty_caption=True)
+  return Model(Config('prior', config, diffusion=diffusion, sample=sample), weights)
 
 
 def prior_config(fields: Mapping[str, Any]) -> PriorConfig:
@@ -89,13 +91,8 @@ def prior_config(fields: Mapping[str, Any]) -> PriorConfig:
     ValueError: it is of another class, or a field has a value that this prior has no
       counterpart of.
   """
-  kind = fields.get('_class_name', 'PriorTransformer')
-  if kind != 'PriorTransformer':
-    raise _unsupported('_class_name', kind, "'PriorTransformer'")
-  sizes = {name: fields.get(name, default) for name, default in _SIZES.items()}
-  for name, value in sizes.items():
-    if not isinstance(value, int) or value < 1:
-      raise _unsupported(name, value, 'a positive integer')
+  found = Fields('PriorTransformer', fields, _SIZES)
+  sizes = {name: found.positive(name) for name in _SIZES}
   heads, head_width = sizes['num_attention_heads'], sizes['attention_head_dim']
   width, embed = heads * head_width, sizes['embedding_dim']
   equal = {
@@ -104,9 +101,8 @@ def prior_config(fields: Mapping[str, Any]) -> PriorConfig:
     'clip_embed_dim': (None, embed),
   }
   for name, values in (_SUPPORTED | equal).items():
-    found = fields.get(name, values[0])
-    if found not in values:
-      raise _unsupported(name, found, ' or '.join(map(repr, values)))
+    if name in fields:
+      found.expect(name, *values)
   return PriorConfig(
     width=width,
     layers=sizes['num_layers'],
@@ -115,12 +111,6 @@ def prior_config(fields: Mapping[str, Any]) -> PriorConfig:
     embed_width=embed,
     num_tokens=sizes['num_embeddings'],
     dropout=fields.get('dropout', 0.0),
-  )
-
-
-def _unsupported(name: str, value: Any, expected: str) -> ValueError:
-  return ValueError(
-    f'{name} in config.json is {value!r}; only priors with {expected} can be imported.'
   )
 
 

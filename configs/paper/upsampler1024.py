@@ -5,6 +5,8 @@ no conditions of its own, and trains on random crops of 256 x 256, a quarter of 
 
 Run:    composer-jax train --config configs/paper/upsampler1024.py \
             --workdir models/paper/upsampler2 --config.data.path=data/full1024
+Sample: `composer-jax compose --spatial 4` splits the image over four devices, as does
+            --config.mesh.spatial=4 here; `--tile 256` samples it in tiles on one.
 Inspect: composer-jax describe --config configs/paper/upsampler1024.py
 """
 

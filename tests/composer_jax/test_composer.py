@@ -7,7 +7,14 @@ import skimage.data
 from composer_jax.composer import Composer, decompose, square_of
 from composer_jax.images import Picture
 from composer_jax.trained import load_encoder
-from tests.composer_jax.tiny import NAMES, SIZE, composer_of, denoising
+from tests.composer_jax.tiny import (
+  NAMES,
+  SIZE,
+  TOKENS,
+  WIDTH,
+  composer_of,
+  denoising,
+)
 
 ASTRONAUT = Picture(skimage.data.astronaut())
 
@@ -94,6 +101,63 @@ def test_stages_that_do_not_fit_are_refused(large, message):
   base = denoising(names=('palette', 'sketch'))
   with pytest.raises(ValueError, match=message):
     Composer([base, denoising(**({'names': ('sketch',)} | large))], None)
+
+
+@pytest.fixture(scope='module')
+def cascade():
+  """A base model and two upsamplers, the last of which sees no condition."""
+  first = {'image_size': 16, 'low_res_size': 8}
+  second = {'image_size': 32, 'low_res_size': 16, 'fold': 4}
+  names = ('palette', 'sketch')
+  stages = [denoising(names=names), denoising(1, ('sketch',), first)]
+  return Composer([*stages, denoising(2, (), second)], None)
+
+
+def test_a_smaller_size_is_what_the_next_stage_begins_with(cascade):
+  assert cascade.sizes == (8, 16, 32)
+  stored = stored_of(cascade, 2)
+  wish = {name: stored[name] for name in ('palette', 'sketch')}
+  seeds = np.array([3, 4])
+  sides = [
+    cascade.compose(wish, seeds=seeds, size=size).shape[1] for size in cascade.sizes
+  ]
+  assert sides == [8, 16, 32]
+  shorter = Composer(cascade._stages[:2], None)
+  np.testing.assert_array_equal(
+    cascade.compose(wish, seeds=seeds, size=16), shorter.compose(wish, seeds=seeds)
+  )
+  with pytest.raises(ValueError, match='size is 12; expected one of 8, 16, 32'):
+    cascade.compose(wish, seeds=seeds, size=12)
+
+
+class Letters:
+  """An encoder with an answer for an empty caption too."""
+
+  width, num_tokens = WIDTH, TOKENS
+
+  def embed_captions(self, captions):
+    table = np.random.default_rng(0).normal(size=(256, WIDTH))
+    codes = [list(text.encode()[:TOKENS].ljust(TOKENS, b'.')) for text in captions]
+    words = table[np.array(codes)]
+    return words, words.sum(axis=1)
+
+
+def test_where_models_learned_so_no_caption_is_the_empty_one():
+  encoder, seeds = Letters(), np.array([1, 2])
+  blank = np.concatenate(
+    [part[0].reshape(-1, WIDTH) for part in encoder.embed_captions([''])]
+  )
+  semantics = np.random.default_rng(1).normal(size=(2, WIDTH)).astype(np.float16)
+  caption = np.stack([blank.astype(np.float16)] * 2)
+  wish = {'semantics': semantics}
+  empty = Composer([denoising(empty_caption=True)], encoder)
+  dropped = Composer([denoising()], encoder)
+  made = empty.compose(wish, seeds=seeds)
+  wanted = dropped.compose(
+    {**wish, 'caption': caption}, base={'caption': caption}, seeds=seeds
+  )
+  np.testing.assert_array_equal(made, wanted)
+  assert (made != dropped.compose(wish, seeds=seeds)).any()
 
 
 def test_tiles_are_for_the_upsamplers():

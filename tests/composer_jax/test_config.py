@@ -106,8 +106,8 @@ def test_an_own_config_file_is_preferred(tmp_path, monkeypatch):
       'low_res_spread is 0.2 and .*a base model',
     ),
     (
-      '--config.sample.tile=64',
-      'sample.tile is 64, .*; expected tile 0 .*a base model',
+      '--config.sample.tile=128',
+      'sample.tile is 128, .*; expected tile 0 .*a base model',
     ),
     ('--config.mesh.spatial=3', 'mesh.spatial is 3; expected a divisor of 4, the rows'),
     ('--config.optimizer.name=sgd', "optimizer.name is 'sgd'.*'adamw'.*'muon'"),

@@ -40,10 +40,10 @@ def full(composer, stored):
     seed=2**32 - 1,
     terms=(Term(1.0, stored), Term(-0.7, {'palette': stored['palette'][::-1]})),
     strengths={'sketch': 0.5},
-    windows={'depth': (0.0, 0.4)},
+    windows={'depth': (0.0, 0.6)},
     base={'intensity': stored['intensity']},
     # No short decimal numbers.
-    sampling={'steps': 2, 'guidance': 0.1 + 0.2, 'eta': 1 / 3, 'interval': (0.0, 0.9)},
+    sampling={'steps': 3, 'guidance': 0.1 + 0.2, 'eta': 1 / 3, 'interval': (0.0, 0.9)},
   )
 
 
@@ -132,7 +132,7 @@ def test_all_of_a_recipe_goes_into_the_image(composer, full):
     {'terms': (first,)},
     {'terms': (first, Term(0.7, second.values))},
   ]
-  for name, value in (('steps', 3), ('guidance', 4.0), ('eta', 0.0)):
+  for name, value in (('steps', 4), ('guidance', 4.0), ('eta', 0.0)):
     changes.append({'sampling': {**full.sampling, name: value}})
   for name in NAMES:
     rest = {n: array for n, array in first.values.items() if n != name}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import jax
@@ -90,6 +91,24 @@ def test_semantics_equal_a_plain_loop_over_the_steps(config, model):
   wanted = x * np.asarray(prior.std[...]) + np.asarray(prior.mean[...])
   assert made.dtype == np.float16
   np.testing.assert_allclose(made, wanted, rtol=2e-3, atol=2e-3)
+
+
+def test_guidance_leads_away_from_another_caption_where_one_is_given(config, model):
+  stored, seeds = captions(2), np.array([5, 6])
+  imagine = Imagining(config, *model)
+  # Guidance of a caption away from itself is no guidance.
+  alone = Imagining(
+    dataclasses.replace(
+      config, sample=dataclasses.replace(config.sample, guidance=1.0)
+    ),
+    *model,
+  )
+  same = imagine(np.stack([stored[0]] * 2), seeds, stored[0])
+  wanted = alone(np.stack([stored[0]] * 2), seeds)
+  np.testing.assert_allclose(same, wanted, rtol=1e-2, atol=1e-2)
+  other = imagine(stored, seeds, stored[0])
+  np.testing.assert_allclose(other[0], same[0], rtol=1e-2, atol=1e-2)
+  assert np.abs(other[1] - imagine(stored, seeds)[1]).max() > 0.1
 
 
 def test_another_seed_is_another_image_and_a_batch_changes_nothing(config, model):

@@ -45,9 +45,9 @@ EVERYTHING = {name: jnp.ones(BATCH, bool) for name in NAMES}
 SMALL = UNetConfig(
   image_size=SIZE,
   channels=16,
-  multipliers=(1, 2),
+  multipliers=(1,),
   blocks=2,
-  attention=(False, True),
+  attention=(True,),
   head_width=16,
   dropout=0.0,
   conditions=('semantics',),
@@ -80,7 +80,12 @@ def run(model, stored, kept):
 def decoder(tmp_path_factory):
   """A decoder as diffusers writes it, imported in float32, and its config."""
   folder = tmp_path_factory.mktemp('karlo')
-  theirs, _ = write_decoder(folder)
+  theirs, _ = write_decoder(
+    folder,
+    down_block_types=['SimpleCrossAttnDownBlock2D'],
+    up_block_types=['SimpleCrossAttnUpBlock2D'],
+    block_out_channels=[32],
+  )
   model = dataclasses.replace(decoder_config(dict(theirs.config)), dtype='float32')
   config = config_of(model)
   made = nnx.eval_shape(lambda: unet(config))

@@ -48,11 +48,14 @@ def test_a_config_as_diffusers_writes_it_is_understood():
   [
     (
       {'_class_name': 'UNet2DModel'},
-      "_class_name .* 'UNet2DModel'; only .* 'PriorTransformer'",
+      "_class_name .* 'UNet2DModel'; only a PriorTransformer",
     ),
     ({'num_layers': 0}, 'num_layers .* is 0; only .* a positive integer'),
     ({'embedding_dim': None}, 'embedding_dim .* is None; only'),
-    ({'norm_in_type': 'layer'}, "norm_in_type .* is 'layer'; only priors with None"),
+    (
+      {'norm_in_type': 'layer'},
+      "norm_in_type .* is 'layer'; only a PriorTransformer with None",
+    ),
     ({'additional_embeddings': 3}, 'additional_embeddings .* is 3; only .* 4'),
     ({'added_emb_type': None}, "added_emb_type .* is None; only .* 'prd'"),
     ({'encoder_hid_proj_type': None}, 'encoder_hid_proj_type'),
