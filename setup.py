@@ -62,10 +62,18 @@ RUNTIME = [
 ]
 
 EXTRAS = {
+  # What learned extractors of conditions run on; see docs/data.md.
+  'extractors': [
+    'onnxruntime>=1.20',
+    'torch>=2.6',
+    'transformers>=5.0',
+  ],
   # What the tests compare with, and what checks the code.
   'test': [
     'diffusers>=0.35',
     'mypy>=2.0',
+    'onnx>=1.18',
+    'onnxruntime>=1.20',
     'pytest>=9.0',
     'pytest-xdist>=3.8',
     'ruff>=0.14',

@@ -90,6 +90,19 @@ def newest(workdir: pathlib.Path) -> int:
   return max(steps)
 
 
+def read_state(workdir: pathlib.Path, step: int, state: Any) -> Any:
+  """Reads what only training needs of a step, into the shapes of a tree.
+
+  Raises:
+    FileNotFoundError: it is not there, as for imported weights.
+  """
+  path = (workdir / FOLDER / str(step) / 'state').absolute()
+  if not path.is_dir():
+    raise FileNotFoundError(f'{workdir} holds only averaged weights; use --ema.')
+  with ocp.StandardCheckpointer() as checkpointer:
+    return checkpointer.restore(path, state)
+
+
 def read_average(workdir: pathlib.Path, step: int, ema: Any) -> Any:
   """Reads only the averaged weights of a step, into the shapes of a tree.
 

@@ -15,6 +15,7 @@ VERBS = {
   'describe': 'modules, parameters, FLOPs and sharding of a model, without making it',
   'import': 'published weights to a model folder',
   'train': 'train a stage: dual encoder, base model or upsampler',
+  'export': 'a trained model as a folder to hand on, or for diffusers',
   'compose': 'make an image from conditions of other images',
   'report': 'a page that shows what a model can do, and measures it',
 }

@@ -16,10 +16,12 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from composer_jax import config as config_lib
-from composer_jax.checkpoints import newest, read_average
+from composer_jax.checkpoints import FOLDER as CHECKPOINTS
+from composer_jax.checkpoints import newest, read_average, read_state
 from composer_jax.files import read_json
 from composer_jax.models.clip import Clip, normalise
 from composer_jax.models.tokenizer import Tokenizer
+from composer_jax.safetensors_files import open_weights
 from composer_jax.sampling.cascade import Denoising
 from composer_jax.sampling.prior import Imagining
 from composer_jax.sharding.mesh import make_mesh
@@ -110,7 +112,7 @@ def load_encoder(directory: str | pathlib.Path) -> TrainedEncoder:
     ValueError: it holds another kind of model.
   """
   directory = pathlib.Path(directory)
-  config = _read_config(directory)
+  config = read_config(directory)
   if config.stage != 'dual_encoder':
     raise ValueError(f'{directory} holds a {config.stage} model, not a dual encoder.')
   graph, weights, step = _load_weights(directory, DualEncoder(config), config)
@@ -118,7 +120,12 @@ def load_encoder(directory: str | pathlib.Path) -> TrainedEncoder:
   return TrainedEncoder(graph, weights, tokenizer, step)
 
 
-def _read_config(directory: pathlib.Path) -> config_lib.Config:
+def read_config(directory: pathlib.Path) -> config_lib.Config:
+  """The config of the model in a folder.
+
+  Raises:
+    FileNotFoundError: there is none.
+  """
   path = directory / 'config.json'
   if not path.is_file():
     raise FileNotFoundError(
@@ -128,7 +135,8 @@ def _read_config(directory: pathlib.Path) -> config_lib.Config:
   return config_lib.load(path)
 
 
-def _read_inputs(directory: pathlib.Path) -> dict[str, Any]:
+def read_inputs(directory: pathlib.Path) -> dict[str, Any]:
+  """What the model in a folder was made from."""
   advice = f'Train again in {directory}; it goes on from its newest checkpoint.'
   return read_json(directory / INPUTS, ('condition_shapes',), advice)
 
@@ -139,27 +147,61 @@ def _mesh(config: config_lib.Config) -> Mesh:
 
 
 def _condition_shapes(directory: pathlib.Path) -> dict[str, tuple[int, ...]]:
-  shapes = _read_inputs(directory)['condition_shapes']
+  shapes = read_inputs(directory)['condition_shapes']
   return {name: tuple(shape) for name, shape in shapes.items()}
 
 
 def _load_weights(
-  directory: pathlib.Path, stage: Stage, config: config_lib.Config
+  directory: pathlib.Path, stage: Stage, config: config_lib.Config, ema: bool = True
 ) -> tuple[nnx.GraphDef, nnx.State, int]:
-  """Graph definition, averaged weights, and the step they are from."""
-  step = newest(directory)
+  """Graph definition, weights, and the step they are from."""
   graph, shapes = abstract_state(stage, config, _mesh(config))
-  return graph, read_average(directory, step, shapes.ema), step
+  if not (directory / CHECKPOINTS).is_dir() and any(directory.glob('*.safetensors')):
+    return graph, _read_tensors(directory, shapes.ema), read_inputs(directory)['step']
+  step = newest(directory)
+  if ema:
+    return graph, read_average(directory, step, shapes.ema), step
+  rest, _ = shapes.split()
+  return graph, read_state(directory, step, rest)['params'], step
 
 
-def load_weights(directory: str | pathlib.Path) -> tuple[config_lib.Config, nnx.State]:
-  """Config and averaged weights of a model of any stage.
+def _read_tensors(directory: pathlib.Path, shapes: nnx.State) -> nnx.State:
+  """Exported weights, each put on the devices as `shapes` says."""
+  files = open_weights(directory)
+  flat: Any = dict(nnx.to_flat_state(shapes))
+  names = {'.'.join(map(str, path)): path for path in flat}
+  wrong = [
+    f'{name} {flat[path].shape}'
+    for name, path in names.items()
+    if name not in files.entries or files.entries[name].shape != flat[path].shape
+  ]
+  wrong += [f'{name} is unknown' for name in files.entries if name not in names]
+  if wrong:
+    raise ValueError(
+      f'{directory} does not hold the weights that its config.json describes:'
+      f' {", ".join(wrong)}. Export or copy it again.'
+    )
+  for name, path in names.items():
+    shape = flat[path].get_value()
+    value = np.asarray(files.read(name)).astype(shape.dtype)
+    flat[path] = flat[path].replace(jax.device_put(value, shape.sharding))
+  return nnx.from_flat_state(flat)
+
+
+def load_weights(
+  directory: str | pathlib.Path, *, ema: bool = True
+) -> tuple[config_lib.Config, nnx.State, int]:
+  """Config and weights of a model of any stage, and the step they are from.
+
+  Args:
+    directory: of a run, an import or an exported stage.
+    ema: whether to read the averaged weights, rather than the last ones.
 
   Raises:
-    FileNotFoundError: the folder holds no trained model.
+    FileNotFoundError: the folder holds no trained model, or not those weights.
   """
   directory = pathlib.Path(directory)
-  config = _read_config(directory)
+  config = read_config(directory)
   stage: Stage
   if config.stage == 'dual_encoder':
     stage = DualEncoder(config)
@@ -167,8 +209,8 @@ def load_weights(directory: str | pathlib.Path) -> tuple[config_lib.Config, nnx.
     stage = PriorDiffusion(config)
   else:
     stage = Diffusion(config, _condition_shapes(directory))
-  _, weights, _ = _load_weights(directory, stage, config)
-  return config, weights
+  _, weights, step = _load_weights(directory, stage, config, ema)
+  return config, weights, step
 
 
 def load_diffusion(directory: pathlib.Path, spatial: int | None = None) -> Denoising:
@@ -183,7 +225,7 @@ def load_diffusion(directory: pathlib.Path, spatial: int | None = None) -> Denoi
     FileNotFoundError: the folder holds no trained model.
     ValueError: its images or the devices here cannot be divided by `spatial`.
   """
-  config = _read_config(directory)
+  config = read_config(directory)
   if spatial is not None:
     mesh = dataclasses.replace(config.mesh, spatial=spatial)
     config = dataclasses.replace(config, mesh=mesh)
@@ -199,7 +241,7 @@ def load_prior(directory: pathlib.Path) -> Imagining:
     FileNotFoundError: the folder holds no trained model.
     ValueError: it holds another kind of model.
   """
-  config = _read_config(directory)
+  config = read_config(directory)
   if config.stage != 'prior':
     raise ValueError(f'{directory} holds a {config.stage} model, not a prior.')
   graph, weights, _ = _load_weights(directory, PriorDiffusion(config), config)
@@ -208,7 +250,7 @@ def load_prior(directory: pathlib.Path) -> Imagining:
 
 def check_encoder(directory: pathlib.Path, encoder: TrainedEncoder, stage: str) -> None:
   """Refuses an encoder other than the one whose embeddings a stage was trained on."""
-  inputs = _read_inputs(directory / stage)
+  inputs = read_inputs(directory / stage)
   for name, made_by in inputs.get('encoders', {}).items():
     if made_by.get('weights') != encoder.fingerprint:
       raise ValueError(

@@ -12,7 +12,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,9 @@ from data_pipelines.shard import (
   write_file,
 )
 
+Pictures = Callable[[Sequence[str]], np.ndarray]
+"""Keys to uint8 sRGB (B, S, S, 3), such as `extractors.semantics.Originals`."""
+
 
 def prepare_onto(
   directory: str | os.PathLike[str],
@@ -39,6 +42,7 @@ def prepare_onto(
   encoder: Encoder,
   *,
   provenance: Mapping[str, Any],
+  originals: Pictures | None = None,
   batch_size: int = 64,
   overwrite: bool = False,
   progress: bool = True,
@@ -51,6 +55,7 @@ def prepare_onto(
     encoder: the trained dual encoder.
     provenance: what tells this encoder from others, such as the digest of its
       weights; plain JSON.
+    originals: the pictures to embed, by key; by default those that are stored.
     batch_size: images to embed at a time.
     overwrite: whether to replace what another encoder has added.
     progress: whether to show a progress bar.
@@ -76,7 +81,15 @@ def prepare_onto(
   with tqdm.tqdm(total=total, unit='image', desc='add', disable=not progress) as bar:
     return {
       condition.name: _add(
-        directory, info, condition, encoder, provenance, batch_size, overwrite, bar
+        directory,
+        info,
+        condition,
+        encoder,
+        provenance,
+        originals,
+        batch_size,
+        overwrite,
+        bar,
       )
       for condition in chosen
     }
@@ -88,6 +101,7 @@ def _add(
   condition: Condition,
   encoder: Encoder,
   provenance: Mapping[str, Any],
+  originals: Pictures | None,
   batch_size: int,
   overwrite: bool,
   bar: tqdm.tqdm,
@@ -109,8 +123,8 @@ def _add(
       if receipt is None:
         type_of_records: dict[str, Any] = {}
         records = _records(
-            dataset, range(first, first + length), condition, encoder, batch_size,
-            type_of_records,
+            dataset, range(first, first + length), condition, encoder, originals,
+            batch_size, type_of_records,
         )  # fmt: skip
         receipt = write_file(home, name, records, type_of_records)
       receipts.append(receipt)
@@ -180,6 +194,7 @@ def _records(
   indices: range,
   condition: Condition,
   encoder: Encoder,
+  originals: Pictures | None,
   batch_size: int,
   type_of_records: dict[str, Any],
 ) -> Iterator[bytes]:
@@ -188,7 +203,13 @@ def _records(
     records = [dataset[i] for i in range(start, min(start + batch_size, indices.stop))]
     # A full batch each time, so that a compiled encoder is compiled once.
     padded = records + records[-1:] * (batch_size - len(records))
-    images = np.stack([record['image'] for record in padded])
+    if originals is None or condition.from_text:
+      images = np.stack([record['image'] for record in padded])
+    else:
+      images = originals([record['key'] for record in records])
+      # As above, but without reading a picture again for it.
+      last = np.repeat(images[-1:], batch_size - len(images), axis=0)
+      images = np.concatenate([images, last])
     texts = [record['text'] for record in padded]
     values = np.asarray(condition.embed(encoder, images, texts)).astype(np.float16)
     values = values[: len(records)]

@@ -17,6 +17,7 @@ order; so nothing has to be read again to compute it.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 import math
@@ -35,12 +36,15 @@ from composer_jax.files import read_json, write_json, write_text
 from data_pipelines import sources
 from data_pipelines.dataset import INFO
 from data_pipelines.engines import local
+from data_pipelines.extractors import Extractor, open_extractor
 from data_pipelines.records import write_tfds_metadata
 from data_pipelines.shard import (
   RECEIPTS,
+  Learned,
   Settings,
   Shard,
   digest_of,
+  extractor_digest,
   number_for,
   receipt_of,
   remove_unfinished,
@@ -48,6 +52,7 @@ from data_pipelines.shard import (
 )
 
 REJECTED = 'rejected.jsonl'
+PLAN = 'plan.json'
 IMAGES_PER_SHARD = 512
 """Seconds of work, so that little is lost with a worker and progress is seen."""
 
@@ -65,6 +70,7 @@ def prepare(
   size: int = 64,
   shards: int | None = None,
   conditions: Iterable[str] | None = None,
+  extractors: Mapping[str, str] | None = None,
   workers: int = 0,
   crop: Literal['centre', 'random'] = 'centre',
   seed: int = 0,
@@ -82,6 +88,9 @@ def prepare(
       images.
     conditions: names of the conditions to store; by default all that are measured
       in the image once and for all.
+    extractors: learned ones to use instead of the default: the name of a condition, or
+      'text' for captions where the source has none, to KIND:PATH as
+      `extractors.open_extractor` takes it.
     workers: processes to use, or 0 to work in this one.
     crop: 'centre' or 'random'.
     seed: of the split, the backgrounds, the crops and the conditions.
@@ -99,9 +108,16 @@ def prepare(
       prepared with other arguments, or no image could be used.
     OSError: the folder cannot be written. What is done stays.
     engines.local.WorkerDied: a worker was killed. What is done stays.
+    extractors.MissingExtra: a package that an extractor runs on is not installed.
   """
   out = pathlib.Path(out)
   names = _names_to_store(conditions)
+  specs = dict(extractors or {})
+  if unused := sorted(specs.keys() - {*names, 'text'}):
+    raise ValueError(
+      f'An extractor is given for {unused[0]}, which is not stored; expected one of'
+      f' {", ".join(names)}, or text.'
+    )
   if size < 2 or not 0 <= test_fraction < 1 or crop not in ('centre', 'random'):
     raise ValueError(
       f'size {size}, test_fraction {test_fraction}, crop {crop!r}; expected at'
@@ -112,9 +128,16 @@ def prepare(
   keys = list(source.keys())
   splits = split_keys(keys, seed, test_fraction)
   keys_digest = digest_of(keys)
-  settings = Settings(source_spec, keys_digest, os.fspath(out), size, crop, seed, names)
+  opened = {field: open_extractor(field, spec) for field, spec in specs.items()}
+  learned = tuple(
+    Learned(field, specs[field], extractor_digest(extractor))
+    for field, extractor in opened.items()
+  )
+  settings = Settings(
+    source_spec, keys_digest, os.fspath(out), size, crop, seed, names, learned
+  )
   tasks = _plan_shards(splits, shards)
-  plan = {
+  plan: dict[str, Any] = {
     'source': source_spec,
     'licence': source.licence,
     'credit': source.credit,
@@ -124,11 +147,17 @@ def prepare(
     'seed': seed,
     'test_fraction': test_fraction,
     'shards': dict(Counter(task.split for task in tasks)),
-    'conditions': {
-      c.name: _plain(c.spec(size).to_json()) for c in conditions_lib.by_name(names)
-    },
+    'conditions': _specs(names, size, opened),
     'versions': _versions(),
   }
+  if opened:
+    plan['extractors'] = {field: each.about for field, each in opened.items()}
+    for extractor in opened.values():
+      plan['versions'] |= extractor.versions
+  if not (out / RECEIPTS / PLAN).exists():
+    for field, spec in specs.items():
+      # Of what can't be run, no plan is left to be in the way of the next try.
+      open_extractor(field, spec).check()
   _agree_on_plan(out, plan)
   if (out / INFO).exists() and all(receipt_of(out, task.name) for task in tasks):
     return read_json(out / INFO, (), 'Remove it and run the same command again.')
@@ -189,6 +218,21 @@ def _names_to_store(conditions: Iterable[str] | None) -> tuple[str, ...]:
   return tuple(c.name for c in chosen)
 
 
+def _specs(
+  names: Iterable[str], size: int, opened: Mapping[str, Extractor]
+) -> dict[str, Any]:
+  """The spec of each condition as JSON, which names the model that has measured it."""
+  specs = {}
+  for condition in conditions_lib.by_name(names):
+    spec = condition.spec(size)
+    if condition.name in opened:
+      about = opened[condition.name].about
+      learned = f'learned: {about["kind"]} model {about["name"]}'
+      spec = dataclasses.replace(spec, source=learned)
+    specs[condition.name] = _plain(spec.to_json())
+  return specs
+
+
 def _plan_shards(splits: dict[str, list[int]], shards: int | None) -> list[Shard]:
   total = sum(map(len, splits.values()))
   shards = math.ceil(total / IMAGES_PER_SHARD) if shards is None else shards
@@ -215,7 +259,7 @@ def _plan_shards(splits: dict[str, list[int]], shards: int | None) -> list[Shard
 
 def _agree_on_plan(out: pathlib.Path, plan: dict[str, Any]) -> None:
   """Records what is being prepared here; refuses to mix two data sets."""
-  path = out / RECEIPTS / 'plan.json'
+  path = out / RECEIPTS / PLAN
   if not path.exists():
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, plan)
@@ -302,6 +346,8 @@ def _finish(
     'splits': splits,
     'digest': digest_of(receipt['digest'] for receipt in ordered),
   }
+  if 'text' in plan.get('extractors', {}):
+    info['captioned'] = sum(receipt['captioned'] for receipt in ordered)
   existing = out / INFO
   if existing.exists():  # Keep the versions that it was made with.
     info['versions'] = json.loads(existing.read_text('utf-8'))['versions']

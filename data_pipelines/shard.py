@@ -26,10 +26,30 @@ from composer_jax.files import write_json
 from composer_jax.images import Picture, composite, resize_square
 from composer_jax.seeds import generator
 from data_pipelines import sources
+from data_pipelines.extractors import Extractor, open_extractor
 from data_pipelines.records import WRITER_OPTIONS, RecordType, shard_name
 
 RECEIPTS = '.shards'
 """Folder, beside the shards, of what is known about each and of unfinished files."""
+
+BATCH = 8
+"""Pictures that a learned extractor gets at a time. What it finds may depend on this in
+the last bits, so it is the same for everyone."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Learned:
+  """A learned extractor and what it fills.
+
+  Attributes:
+    field: of a record: the name of a condition, or 'text'.
+    spec: as `extractors.open_extractor` takes it.
+    digest: `extractor_digest` when the shards were planned.
+  """
+
+  field: str
+  spec: str
+  digest: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +64,7 @@ class Settings:
     crop: 'centre' or 'random', as `images.resize_square` takes it.
     seed: of everything that is drawn at random.
     conditions: names of the conditions to store.
+    learned: what is not extracted by default.
   """
 
   source: str
@@ -53,6 +74,7 @@ class Settings:
   crop: Literal['centre', 'random']
   seed: int
   conditions: tuple[str, ...]
+  learned: tuple[Learned, ...] = ()
 
   def record_type(self) -> RecordType:
     return RecordType.of(self.size, conditions_lib.by_name(self.conditions))
@@ -181,18 +203,29 @@ def background(rng: np.random.Generator) -> np.ndarray:
 def prepare_one(
   settings: Settings, key: str, picture: Picture, caption: str
 ) -> dict[str, Any]:
-  """One image and its stored conditions, as a record of `settings.record_type()`."""
+  """One image and its stored conditions, as a record of `settings.record_type()`.
+
+  Conditions of `settings.learned` are left out.
+  """
+  picture = square(settings, key, picture, settings.size)
+  record = {'key': key, 'text': caption, 'image': picture.pixels}
+  learned = {each.field for each in settings.learned}
+  for condition in conditions_lib.by_name(settings.conditions):
+    if condition.name not in learned:
+      rng = generator(settings.seed, key, condition.name)
+      record[condition.name] = condition.extract(picture, rng)
+  return record
+
+
+def square(settings: Settings, key: str, picture: Picture, side: int) -> Picture:
+  """What is kept of a picture, over its background: the same at any `side`."""
   seed = settings.seed
   picture = resize_square(
-    picture, settings.size, crop=settings.crop, rng=generator(seed, key, 'crop')
+    picture, side, crop=settings.crop, rng=generator(seed, key, 'crop')
   )
-  if picture.alpha is not None:
-    picture = composite(picture, background(generator(seed, key, 'background')))
-  record = {'key': key, 'text': caption, 'image': picture.pixels}
-  for condition in conditions_lib.by_name(settings.conditions):
-    rng = generator(seed, key, condition.name)
-    record[condition.name] = condition.extract(picture, rng)
-  return record
+  if picture.alpha is None:
+    return picture
+  return composite(picture, background(generator(seed, key, 'background')))
 
 
 def write_shard(settings: Settings, shard: Shard) -> dict[str, Any]:
@@ -203,7 +236,8 @@ def write_shard(settings: Settings, shard: Shard) -> dict[str, Any]:
 
   Returns:
     The receipt, as `write_file` returns it, with `texts` (how many records have
-    a caption) and `rejected` (a list of {key, reason, message}).
+    a caption), `captioned` (how many of these an extractor has made) and
+    `rejected` (a list of {key, reason, message}).
 
   Raises:
     OSError: the shard cannot be written, or the source's disk fails.
@@ -211,7 +245,7 @@ def write_shard(settings: Settings, shard: Shard) -> dict[str, Any]:
   directory = pathlib.Path(settings.directory)
   if receipt := receipt_of(directory, shard.name):
     return receipt
-  about = {'texts': 0, 'rejected': []}
+  about = {'texts': 0, 'captioned': 0, 'rejected': []}
   records = _records(settings, shard, about)
   return write_file(directory, shard.name, records, about)
 
@@ -225,21 +259,96 @@ def _records(
       f'{settings.source} has changed since this run began, so its images can no longer'
       ' be told apart by number. Let it be, and prepare it into another folder.'
     )
-  record_type = settings.record_type()
+  extractors = {each.field: _open_extractor(each) for each in settings.learned}
+  sides = {extractor.side for extractor in extractors.values()}
+  drafts: list[_Draft] = []
   for index in shard.indices:
     key = keys[index]
     try:
-      example = source.load(index, settings.size)
-      caption = example.caption or ''
-      data = record_type.encode(prepare_one(settings, key, example.picture, caption))
+      example = source.load(index, max({settings.size, *sides}))
+      picture = example.picture
+      record = prepare_one(settings, key, picture, example.caption or '')
+      squares = {side: square(settings, key, picture, side).pixels for side in sides}
     except Exception as error:  # Decoders raise anything at all.
-      if _stops_the_run(error):
-        raise
-      reason = getattr(error, 'reason', f'error:{type(error).__name__}')
-      about['rejected'].append({'key': key, 'reason': reason, 'message': str(error)})
+      _reject(about, key, error)
       continue
-    about['texts'] += bool(caption)
+    drafts.append((record, squares))
+    if len(drafts) == BATCH:
+      yield from _encoded(settings, extractors, drafts, about)
+      drafts = []
+  yield from _encoded(settings, extractors, drafts, about)
+
+
+_Draft = tuple[dict[str, Any], dict[int, np.ndarray]]
+"""A record that lacks what is learned, and the square of its picture by side."""
+
+
+def _encoded(
+  settings: Settings,
+  extractors: dict[str, Extractor],
+  drafts: list[_Draft],
+  about: dict[str, Any],
+) -> Iterable[bytes]:
+  """Fills what extractors find in a batch, and encodes the records that are whole."""
+  found: list[dict[str, Any]] = [{} for _ in drafts]
+  for field, extractor in extractors.items():
+    # A text that came with the picture is kept.
+    lacking = [i for i, (record, _) in enumerate(drafts) if not record.get(field)]
+    if lacking:
+      pictures = np.stack([drafts[i][1][extractor.side] for i in lacking])
+      for i, value in zip(lacking, _extract(extractor, pictures), strict=True):
+        found[i][field] = value
+  record_type = settings.record_type()
+  for (record, _), values in zip(drafts, found, strict=True):
+    try:
+      for field, value in values.items():
+        record[field] = extractors[field].store(value, settings.size)
+      data = record_type.encode(record)
+    except Exception as error:
+      _reject(about, record['key'], error)
+      continue
+    about['texts'] += bool(record['text'])
+    about['captioned'] += bool('text' in values and record['text'])
     yield data
+
+
+def _extract(extractor: Extractor, pictures: np.ndarray) -> Sequence[Any]:
+  try:
+    return extractor.extract(pictures)
+  except (MemoryError, ValueError):
+    raise
+  except Exception as error:  # Some libraries' errors are of no common class.
+    # The pictures are sound, so this would go on with the next ones.
+    raise RuntimeError(
+      f'{extractor.about["name"]} cannot be run on pictures of'
+      f' {extractor.side} x {extractor.side} pixels: {type(error).__name__}: {error}'
+    ) from error
+
+
+def _reject(about: dict[str, Any], key: str, error: Exception) -> None:
+  """Counts an image as one that cannot be used, if that is what the error says."""
+  if _stops_the_run(error):
+    raise error
+  reason = getattr(error, 'reason', f'error:{type(error).__name__}')
+  about['rejected'].append({'key': key, 'reason': reason, 'message': str(error)})
+
+
+@functools.lru_cache(maxsize=8)
+def _open_extractor(learned: Learned) -> Extractor:
+  """An extractor; its model is opened once a process, not once a shard."""
+  extractor = open_extractor(learned.field, learned.spec)
+  if extractor_digest(extractor) != learned.digest:
+    raise RuntimeError(
+      f'{learned.spec} has changed since this run began. Let it be, and prepare into'
+      ' another folder.'
+    )
+  return extractor
+
+
+def extractor_digest(extractor: Extractor) -> str:
+  """One digest of all files of an extractor."""
+  digests = extractor.about['digests']
+  return digest_of(f'{name} {digest}' for name, digest in digests.items())
 
 
 @functools.lru_cache(maxsize=1)

@@ -10,8 +10,8 @@ pictures, trains an encoder, a prior, a base model and two upsamplers, then comp
 measures.
 Interrupted, it goes on where it was when run again with the same arguments.
 
-  --minutes N   minutes of training in all (default 12.5), shared out as
-                1 : 0.5 : 8.5 : 1.75 : 0.75 to encoder, prior, base model and upsamplers;
+  --minutes N   minutes of training in all (default 11.5), shared out as
+                1 : 0.5 : 7.75 : 1.5 : 0.75 to encoder, prior, base model and upsamplers;
                 preparing and reporting come on top
   --out DIR     where data, models and report go (default: demo/ in the repository)
 END
@@ -24,7 +24,7 @@ die() {
 
 unset CDPATH
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
-minutes=12.5
+minutes=11.5
 out=$root/demo
 while (($#)); do
   case $1 in
@@ -45,7 +45,7 @@ while (($#)); do
   shift
 done
 [[ $minutes =~ ^[0-9]*[.]?[0-9]+$ && $minutes =~ [1-9] ]] ||
-  die "--minutes is '$minutes'; give a number above 0, such as 12.5."
+  die "--minutes is '$minutes'; give a number above 0, such as 11.5."
 [[ -n $out ]] || die '--out is empty.'
 
 mkdir -p -- "$out"
@@ -76,10 +76,10 @@ step() {
     "$(elapsed $((SECONDS - start)))" "$(elapsed "$SECONDS")"
 }
 
-# The minutes of training for a share of 12.5.
+# The minutes of training for a share of 11.5.
 share() {
   LC_ALL=C awk -v all="$minutes" -v part="$1" \
-    'BEGIN { printf "%.6g", all * part / 12.5 }'
+    'BEGIN { printf "%.6g", all * part / 11.5 }'
 }
 
 composer_jax=$root/.venv/bin/composer-jax
@@ -103,9 +103,9 @@ step 'embedding pictures and captions' \
   "$composer_jax" prepare --onto "$out/data" --conditions semantics,caption \
   --encoder "$out/model/encoder" --overwrite
 step "training the prior, $(share 0.5) minutes" train prior prior data 0.5
-step "training the base model, $(share 8.5) minutes" train base base data 8.5
-step "training the upsampler to 64, $(share 1.75) minutes" \
-  train upsampler upsampler data 1.75
+step "training the base model, $(share 7.75) minutes" train base base data 7.75
+step "training the upsampler to 64, $(share 1.5) minutes" \
+  train upsampler upsampler data 1.5
 step "training the upsampler to 128, $(share 0.75) minutes" \
   train upsampler128 upsampler128 data128 0.75
 step 'composing and measuring' \

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+from typing import TYPE_CHECKING, Any
 
 from composer_jax import conditions
+
+if TYPE_CHECKING:
+  from composer_jax.trained import TrainedEncoder
 
 EPILOG = """sources:
   twemoji            emoji drawings with their names (comes with a package)
@@ -13,17 +17,44 @@ EPILOG = """sources:
   tfds:NAME          a TensorFlow Datasets set that is on disk
   webdataset:GLOB    .tar shards
 
-example:
+learned extractors, from files on this machine (the extra `extractors`):
+  --depth dpt:DIR | depth_anything:DIR
+  --instances mask2former:DIR | maskformer:DIR | detr:DIR, or mask2former-panoptic:DIR
+                     and so on for a panoptic model
+  --sketch onnx:FILE[,FILE]
+  --captions blip:DIR
+  --semantics clip:DIR   a folder of `composer-jax import --kind clip` or of training
+
+examples:
   composer-jax prepare --source folder:photos --out data/photos --size 64
+  composer-jax prepare --source folder:photos --out data/learned --size 64 \\
+      --depth dpt:models/dpt-large --captions blip:models/blip
 """
+
+EXTRACTORS = {
+  'depth': ('depth', 'what measures depth'),
+  'instances': ('instances', 'what finds instances'),
+  'sketch': ('sketch', 'what draws lines; a second file simplifies them'),
+  'captions': ('text', 'what captions pictures that have no caption'),
+}
+"""Flag to the field of a record that it is about, and its help."""
 
 
 def _names(text: str) -> list[str]:
+  if text == 'none':
+    return []
   try:
     return [c.name for c in conditions.by_name(n.strip() for n in text.split(','))]
   except ValueError as error:
     # Of any other error argparse shows only the name of this function.
     raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _encoder(text: str) -> pathlib.Path:
+  kind, _, path = text.partition(':')
+  if kind != 'clip' or not path:
+    raise argparse.ArgumentTypeError(f'{text!r}, expected clip:DIR.')
+  return pathlib.Path(path).expanduser()
 
 
 def main(argv: list[str]) -> int:
@@ -51,7 +82,17 @@ def main(argv: list[str]) -> int:
     '--encoder', type=pathlib.Path, metavar='DIR', help='with --onto: a trained one'
   )
   parser.add_argument(
-    '--overwrite', action='store_true', help="with --onto: replace another encoder's"
+    '--overwrite',
+    action='store_true',
+    help="with --onto or --semantics: replace another encoder's",
+  )
+  for flag, (_, what) in EXTRACTORS.items():
+    parser.add_argument(f'--{flag}', metavar='KIND:PATH', help=what)
+  parser.add_argument(
+    '--semantics',
+    type=_encoder,
+    metavar='clip:DIR',
+    help='what embeds the original pictures, and the captions',
   )
   flags = parser.parse_args(argv)
   return _add(parser, flags) if flags.onto else _make(parser, flags)
@@ -62,14 +103,21 @@ def _make(parser: argparse.ArgumentParser, flags: argparse.Namespace) -> int:
 
   if flags.out is None:
     parser.error('--source needs --out DIR')
-  if flags.encoder or flags.overwrite:
+  if flags.encoder or (flags.overwrite and not flags.semantics):
     parser.error('--encoder and --overwrite go with --onto, not with --source')
+  given = {field: getattr(flags, flag) for flag, (field, _) in EXTRACTORS.items()}
+  encoder = None
+  if flags.semantics:
+    from composer_jax.trained import load_encoder
+
+    encoder = load_encoder(flags.semantics)  # Hours may pass before it is used.
   info = prepare(
     flags.source,
     flags.out,
     size=flags.size,
     shards=flags.shards,
     conditions=flags.conditions,
+    extractors={field: spec for field, spec in given.items() if spec},
     workers=flags.workers,
     crop=flags.crop,
     seed=flags.seed,
@@ -79,7 +127,39 @@ def _make(parser: argparse.ArgumentParser, flags: argparse.Namespace) -> int:
     reasons = info['counts']['by_reason']
     listed = ', '.join(f'{count} {reason}' for reason, count in reasons.items())
     print(f'{info["rejected"]} left out ({listed}); see {flags.out / "rejected.jsonl"}')
+  if 'captioned' in info:
+    print(f'{info["captioned"]} captions by {flags.captions}')
+  if encoder:
+    _embed_originals(flags, encoder, info)
   return 0
+
+
+def _embed_originals(
+  flags: argparse.Namespace, encoder: TrainedEncoder, info: dict[str, Any]
+) -> None:
+  from composer_jax import config
+  from data_pipelines.embed import prepare_onto
+  from data_pipelines.extractors.semantics import Originals
+
+  size = config.load(flags.semantics / 'config.json').clip.image_size
+  names = [c.name for c in conditions.ALL if c.embedded]
+  provenance = _provenance(encoder) | {
+    'folder': flags.semantics.resolve().name,
+    'pictures': f'originals, {size} x {size}',
+  }
+  prepare_onto(
+    flags.out,
+    names,
+    encoder,
+    provenance=provenance,
+    originals=Originals(info, size),
+    overwrite=flags.overwrite,
+  )
+  print(f'Added {", ".join(names)} to {flags.out}')
+
+
+def _provenance(encoder: TrainedEncoder) -> dict[str, Any]:
+  return {'weights': encoder.fingerprint, 'step': encoder.step}
 
 
 def _add(parser: argparse.ArgumentParser, flags: argparse.Namespace) -> int:
@@ -88,7 +168,8 @@ def _add(parser: argparse.ArgumentParser, flags: argparse.Namespace) -> int:
 
   if flags.encoder is None:
     parser.error('--onto needs --encoder DIR')
-  for name in ('out', 'size', 'shards', 'workers', 'crop', 'seed'):
+  of_source = ('out', 'size', 'shards', 'workers', 'crop', 'seed', 'semantics')
+  for name in (*of_source, *EXTRACTORS):
     if getattr(flags, name) != parser.get_default(name):
       parser.error(f'--{name} goes with --source; --onto takes what is in DIR')
   names = flags.conditions or [c.name for c in conditions.ALL if c.embedded]
@@ -97,7 +178,7 @@ def _add(parser: argparse.ArgumentParser, flags: argparse.Namespace) -> int:
     flags.onto,
     names,
     encoder,
-    provenance={'weights': encoder.fingerprint, 'step': encoder.step},
+    provenance=_provenance(encoder),
     overwrite=flags.overwrite,
   )
   print(f'Added {", ".join(names)} to {flags.onto}')

@@ -244,7 +244,8 @@ def main(argv: list[str]) -> int:
   write_json(workdir / INPUTS, inputs)
 
   def start() -> Start:
-    return start_from(*load_weights(origin), setup.config)
+    old, weights, _ = load_weights(origin)
+    return start_from(old, weights, setup.config)
 
   run = loop.train(
     setup.config,

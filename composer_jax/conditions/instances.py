@@ -21,7 +21,7 @@ MIN_SHARE = 0.004
 """Parts below this share of the image are not instances."""
 
 
-def _by_size(labels: np.ndarray) -> np.ndarray:
+def number_by_size(labels: np.ndarray) -> np.ndarray:
   """Renumbers parts from 1 by falling area; 0 stays the background."""
   area = np.bincount(labels.ravel())
   area[0] = 0
@@ -50,7 +50,7 @@ def segment(pixels: np.ndarray) -> np.ndarray:
     labels = labels[tuple(nearest)]
   border = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
   background = np.bincount(border).argmax()
-  return _by_size(np.where(labels == background, 0, labels + 1))
+  return number_by_size(np.where(labels == background, 0, labels + 1))
 
 
 def codes() -> jax.Array:
@@ -84,7 +84,7 @@ class Instances(Condition):
       return segment(picture.pixels)[..., None]
     eight = np.ones((3, 3), int)
     labels, _ = ndimage.label(picture.alpha > 127, eight)
-    return _by_size(labels)[..., None]
+    return number_by_size(labels)[..., None]
 
   def features(self, stored: jax.Array) -> jax.Array:
     ids = stored[..., 0].astype('int32')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -19,9 +20,9 @@ from composer_jax.models.clip import (
   ClipConfig,
 )
 from composer_jax.models.tokenizer import Tokenizer
-from composer_jax.weights.mapping import Path, Source, take, transposed
+from composer_jax.safetensors_files import SafetensorsFiles
+from composer_jax.weights.mapping import Path, Source, Transform, take, transposed
 from composer_jax.weights.model_folder import Model
-from composer_jax.weights.safetensors_files import SafetensorsFiles
 
 BUFFERS = (
   'text_model.embeddings.position_ids',
@@ -247,9 +248,15 @@ def check_preprocessing(fields: Mapping[str, Any], config: ClipConfig) -> None:
       )
 
 
-def _patches(x: np.ndarray) -> np.ndarray:
-  """(width, 3, P, P) as a kernel that reads a patch row by row: (P * P * 3, width)."""
-  return x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0])
+def _from_patches(x: np.ndarray) -> np.ndarray:
+  side = math.isqrt(len(x) // 3)
+  return x.reshape(side, side, 3, -1).transpose(3, 2, 0, 1)
+
+
+# (width, 3, P, P) as a kernel that reads a patch row by row: (P * P * 3, width).
+_patches = Transform(
+  lambda x: x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]), _from_patches
+)
 
 
 _LINEAR = ('self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj',

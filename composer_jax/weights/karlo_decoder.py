@@ -6,17 +6,23 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from flax import nnx
 
 from composer_jax.conditions import by_name
 from composer_jax.config import Config, DiffusionConfig, SampleConfig
 from composer_jax.files import read_json
 from composer_jax.models.unet import UNet, UNetConfig
+from composer_jax.safetensors_files import SafetensorsFiles
 from composer_jax.weights.fields import Fields
-from composer_jax.weights.mapping import Path, Source, same, take, transposed
+from composer_jax.weights.mapping import (
+  Path,
+  Source,
+  Transform,
+  same,
+  take,
+  transposed,
+)
 from composer_jax.weights.model_folder import Model
-from composer_jax.weights.safetensors_files import SafetensorsFiles
 from composer_jax.weights.unet_weights import unet_shape, unet_sources
 
 TOKENS = 77
@@ -162,16 +168,18 @@ def decoder_sources(config: UNetConfig) -> dict[Path, Source]:
   (semantics,) = by_name(['semantics'])
   tokens = semantics.extra_tokens
 
-  def by_token(x: np.ndarray) -> np.ndarray:
-    """Theirs has the tokens within a channel, ours the channels within a token."""
-    return x.reshape(-1, tokens, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape)
+  # Theirs has the tokens within a channel, ours the channels within a token.
+  by_token = Transform(
+    lambda x: x.reshape(-1, tokens, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape),
+    lambda x: x.reshape(tokens, -1, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape),
+  )
 
   def linear(
-    branch: str, module: str, theirs: str, order: Any = same
+    branch: str, module: str, theirs: str, order: Transform = same
   ) -> dict[Path, Source]:
     path: Path = ('conditions', 'branches', branch, module)
     return {
-      (*path, 'kernel'): Source(f'{theirs}.weight', lambda x: transposed(order(x))),
+      (*path, 'kernel'): Source(f'{theirs}.weight', transposed.after(order)),
       (*path, 'bias'): Source(f'{theirs}.bias', order),
     }
 

@@ -6,16 +6,22 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from flax import nnx
 
 from composer_jax.config import Config, DiffusionConfig, SampleConfig
 from composer_jax.files import read_json
 from composer_jax.models.prior import EXTRA_TOKENS, Prior, PriorConfig
+from composer_jax.safetensors_files import SafetensorsFiles
 from composer_jax.weights.fields import Fields
-from composer_jax.weights.mapping import Path, Source, same, take, transposed
+from composer_jax.weights.mapping import (
+  Path,
+  Source,
+  same,
+  take,
+  transposed,
+  without_axes,
+)
 from composer_jax.weights.model_folder import Model
-from composer_jax.weights.safetensors_files import SafetensorsFiles
 
 _MODULES = {
   'time_in': 'time_embedding.linear_1',
@@ -114,11 +120,6 @@ def prior_config(fields: Mapping[str, Any]) -> PriorConfig:
   )
 
 
-def _only(x: np.ndarray) -> np.ndarray:
-  """(1, ...) without its first axis."""
-  return np.squeeze(x, 0)
-
-
 def sources(config: PriorConfig) -> dict[Path, Source]:
   """Where each parameter of `Prior` comes from, and its statistics, by path.
 
@@ -127,10 +128,10 @@ def sources(config: PriorConfig) -> dict[Path, Source]:
       be stacked.
   """
   found: dict[Path, Source] = {
-    ('positions',): Source('positional_embedding', _only),
-    ('final_token',): Source('prd_embedding', lambda x: np.squeeze(x, (0, 1))),
-    ('mean',): Source('clip_mean', _only),
-    ('std',): Source('clip_std', _only),
+    ('positions',): Source('positional_embedding', without_axes(1)),
+    ('final_token',): Source('prd_embedding', without_axes(2)),
+    ('mean',): Source('clip_mean', without_axes(1)),
+    ('std',): Source('clip_std', without_axes(1)),
   }
   for ours, theirs in _MODULES.items():
     for leaf, name in _leaves(ours):

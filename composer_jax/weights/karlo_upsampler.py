@@ -11,10 +11,10 @@ from flax import nnx
 from composer_jax.config import Config, DiffusionConfig, SampleConfig
 from composer_jax.files import read_json
 from composer_jax.models.unet import UNet, UNetConfig
+from composer_jax.safetensors_files import SafetensorsFiles
 from composer_jax.weights.fields import Fields
 from composer_jax.weights.mapping import take
 from composer_jax.weights.model_folder import Model
-from composer_jax.weights.safetensors_files import SafetensorsFiles
 from composer_jax.weights.unet_weights import unet_shape, unet_sources
 
 ENLARGED = 4

@@ -9,40 +9,57 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from composer_jax.weights.safetensors_files import SafetensorsFiles
+from composer_jax.safetensors_files import SafetensorsFiles
 
 Path = tuple[str | int, ...]
 """Of a parameter: the names, or in lists the numbers, that lead to it."""
 
-Transform = Callable[[np.ndarray], np.ndarray]
+Change = Callable[[np.ndarray], np.ndarray]
 
 
-def same(x: np.ndarray) -> np.ndarray:
-  """As it is: biases, scales, tables of embeddings."""
-  return x
+@dataclasses.dataclass(frozen=True)
+class Transform:
+  """From their layout of an array to ours, and back."""
+
+  forward: Change
+  backward: Change
+
+  def __call__(self, x: np.ndarray) -> np.ndarray:
+    return self.forward(x)
+
+  def after(self, first: Transform) -> Transform:
+    """This one of what `first` makes."""
+    return Transform(
+      lambda x: self.forward(first.forward(x)),
+      lambda x: first.backward(self.backward(x)),
+    )
 
 
-def transposed(x: np.ndarray) -> np.ndarray:
-  """PyTorch's weight of a linear map, (outputs, inputs), as a kernel."""
-  return x.T
+same = Transform(lambda x: x, lambda x: x)
+"""As it is: biases, scales, tables of embeddings."""
+
+transposed = Transform(lambda x: x.T, lambda x: x.T)
+"""PyTorch's weight of a linear map, (outputs, inputs), as a kernel."""
+
+convolution = Transform(
+  lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)
+)
+"""PyTorch's weight of a convolution, (outputs, inputs, height, width), as a kernel
+(height, width, inputs, outputs)."""
+
+pointwise = Transform(
+  lambda x: np.squeeze(x, (2, 3)).T, lambda x: x.T[:, :, None, None]
+)
+"""PyTorch's weight of a 1 x 1 convolution, (outputs, inputs, 1, 1), as a kernel
+(inputs, outputs)."""
 
 
-def convolution(x: np.ndarray) -> np.ndarray:
-  """PyTorch's weight of a convolution, (outputs, inputs, height, width), as a kernel.
-
-  Returns:
-    (height, width, inputs, outputs).
-  """
-  return x.transpose(2, 3, 1, 0)
-
-
-def pointwise(x: np.ndarray) -> np.ndarray:
-  """PyTorch's weight of a 1 x 1 convolution, (outputs, inputs, 1, 1), as a kernel.
-
-  Returns:
-    (inputs, outputs).
-  """
-  return np.squeeze(x, (2, 3)).T
+def without_axes(count: int) -> Transform:
+  """An array without its first axes, which have one entry each."""
+  axes = tuple(range(count))
+  return Transform(
+    lambda x: np.squeeze(x, axes), lambda x: x.reshape((1,) * count + x.shape)
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +105,32 @@ class Source:
     if stack is None:
       raise ValueError('nothing to stack.')
     return stack
+
+  def unmake(self, ours: np.ndarray) -> dict[str, np.ndarray]:
+    """The inverse of `make`: their arrays by name."""
+    names = self.parts
+    if isinstance(self.names, str):
+      parts = [ours]
+    elif self.axis is None:
+      parts = list(ours)
+    else:
+      parts = np.split(ours, len(names), self.axis)
+    arrays = (np.asarray(self.transform.backward(p), order='C') for p in parts)
+    return dict(zip(names, arrays, strict=True))
+
+
+def give(weights: nnx.State, sources: Mapping[Path, Source]) -> dict[str, np.ndarray]:
+  """The inverse of `take`: tensors by their published names.
+
+  Args:
+    weights: of our model.
+    sources: of each of its parameters.
+  """
+  tensors: dict[str, np.ndarray] = {}
+  flat: Any = nnx.to_flat_state(weights)
+  for path, leaf in flat:
+    tensors |= sources[path].unmake(np.asarray(leaf[...]))
+  return tensors
 
 
 def take(

@@ -19,12 +19,12 @@ from composer_jax.checkpoints import FOLDER
 from composer_jax.config import Config
 from composer_jax.files import read_json, write_json, write_text
 from composer_jax.models.tokenizer import Tokenizer
-from composer_jax.trained import INPUTS
-from composer_jax.weights.safetensors_files import (
+from composer_jax.safetensors_files import (
   SafetensorsFiles,
   digest,
   open_weights,
 )
+from composer_jax.trained import INPUTS
 
 STEP = 0
 """The step whose checkpoint imported weights are: none was taken here."""

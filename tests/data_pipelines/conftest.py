@@ -57,3 +57,51 @@ def files_of(directory: pathlib.Path) -> dict[str, bytes]:
 @pytest.fixture(name='files_of', scope='session')
 def files_of_fixture():
   return files_of
+
+
+@pytest.fixture(scope='session')
+def write_net():
+  """Writes an ONNX file: lines are what a convolution gives, cut off at 0 and 1."""
+  import onnx
+  from onnx import TensorProto, helper, numpy_helper
+
+  def write(
+    path: pathlib.Path,
+    kernel: np.ndarray,
+    *,
+    shape: tuple[int | str, ...] | None = None,
+    scale: float = 1.0,
+    extra_output: bool = False,
+  ) -> pathlib.Path:
+    shape = shape or ('b', kernel.shape[1], 'h', 'w')
+    spatial = kernel.ndim - 2
+    pads = [kernel.shape[2] // 2] * (2 * spatial)
+    nodes = [
+      helper.make_node('Conv', ['x', 'kernel'], ['conv'], pads=pads),
+      helper.make_node('Abs', ['conv'], ['rectified']),
+      helper.make_node('Clip', ['rectified', 'zero', 'one'], ['lines']),
+    ]
+    constants = {
+      'kernel': kernel.astype(np.float32),
+      'zero': np.float32(0),
+      'one': np.float32(scale),
+    }
+    names = ['conv', 'lines'] if extra_output else ['lines']
+    outputs = [
+      helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * kernel.ndim)
+      for name in names
+    ]
+    graph = helper.make_graph(
+      nodes,
+      'lines',
+      [helper.make_tensor_value_info('x', TensorProto.FLOAT, shape)],
+      outputs,
+      [numpy_helper.from_array(np.asarray(v), name) for name, v in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)])
+    model.ir_version = 8
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    return path
+
+  return write

@@ -5,10 +5,12 @@ import json
 import numpy as np
 import pytest
 import skimage.data
+import transformers
 from PIL import Image
 
 from composer_jax import cli, conditions
 from data_pipelines.loader import load_dataset
+from tests.composer_jax.weights.clip_folder import TINY, write_clip_folder
 
 MEASURED = [c.name for c in conditions.ALL if c.stored and not c.embedded]
 
@@ -112,6 +114,10 @@ def test_another_size_in_the_same_folder_is_refused(photos, data, capsys):
     (['--onto', 'x', '--source', 'twemoji'], 'not allowed with'),
     (['--source', 'twemoji', '--out', 'x', '--crop', 'left'], "'left'"),
     (['--source', 'twemoji', '--out', 'x', '--size', 'big'], "'big'"),
+    (['--source', 'twemoji', '--out', 'x', '--semantics', 'x'], 'expected clip:DIR'),
+    (['--source', 'twemoji', '--out', 'x', '--overwrite'], 'go with --onto'),
+    (['--onto', 'x', '--encoder', 'x', '--depth', 'dpt:x'], '--depth goes with'),
+    (['--onto', 'x', '--encoder', 'x', '--semantics', 'clip:x'], '--semantics goes'),
   ],
 )
 def test_flags_that_do_not_go_together_are_refused(
@@ -152,3 +158,79 @@ def test_adding_conditions_needs_a_trained_encoder(data, tmp_path, capsys):
   error = capsys.readouterr().err
   assert error.startswith(f'composer-jax prepare: {tmp_path / "config.json"} does not')
   assert not (data / 'added').exists()
+
+
+@pytest.mark.parametrize(
+  ('flag', 'field'),
+  [
+    ('--depth', 'depth'),
+    ('--instances', 'instances'),
+    ('--sketch', 'sketch'),
+    ('--captions', 'text'),
+  ],
+)
+def test_each_flag_of_an_extractor_is_about_its_own_field(
+  photos, tmp_path, capsys, flag, field
+):
+  assert prepare(photos, tmp_path / 'set', flag, 'guess:x') == 1
+  error = capsys.readouterr().err
+  assert error.startswith(f"composer-jax prepare: 'guess:x' cannot extract {field};")
+  assert not (tmp_path / 'set').exists()
+
+
+@pytest.fixture(scope='module')
+def clip(tmp_path_factory):
+  """A published CLIP, and the folder that its import makes."""
+  folder = tmp_path_factory.mktemp('clip')
+  model = write_clip_folder(folder / 'published')
+  flags = ['--from', str(folder / 'published'), '--out', str(folder / 'imported')]
+  assert cli.main(['import', '--kind', 'clip', *flags]) == 0
+  return model, folder / 'imported'
+
+
+@pytest.fixture(scope='module')
+def embedded(photos, clip, tmp_path_factory):
+  """Those images, prepared small, with that encoder. Not to be changed."""
+  out = tmp_path_factory.mktemp('data') / 'embedded'
+  assert prepare(photos, out, '--size', '8', '--semantics', f'clip:{clip[1]}') == 0
+  return out
+
+
+def test_semantics_are_those_of_the_original_pictures(photos, clip, embedded):
+  size = TINY.image_size
+  processor = transformers.CLIPImageProcessor(
+    size={'shortest_edge': size}, crop_size={'height': size, 'width': size}
+  )
+  splits = {split: load_dataset(embedded, split) for split in ('train', 'test')}
+  for split in splits.values():
+    for record in split:
+      pixels = processor(Image.open(photos / record['key']), return_tensors='pt')
+      found = clip[0].get_image_features(**pixels).pooler_output
+      expected = found.detach().numpy()[0]
+      # Within what rounding to gray levels, and to float16, leaves.
+      near = 0.01 * np.abs(expected).max()
+      np.testing.assert_allclose(record['semantics'], expected, atol=near)
+      assert bool(record['caption'].any()) == bool(record['text'])
+  about = splits['train'].added['semantics']
+  assert about['encoder']['folder'] == 'imported'
+  assert about['encoder']['pictures'] == f'originals, {size} x {size}'
+  stored = np.stack([record['semantics'] for record in splits['train']]).astype(float)
+  np.testing.assert_allclose(about['statistics']['mean'], stored.mean(0), atol=1e-6)
+
+
+def test_semantics_of_stored_pixels_do_not_replace_them_unasked(embedded, clip, capsys):
+  before = {p: p.read_bytes() for p in embedded.rglob('*') if p.is_file()}
+  onto = ['prepare', '--onto', str(embedded), '--encoder', str(clip[1])]
+  assert cli.main([*onto, '--conditions', 'semantics']) == 1
+  error = capsys.readouterr().err
+  assert 'originals' in error and 'Use --overwrite' in error
+  assert {p: p.read_bytes() for p in embedded.rglob('*') if p.is_file()} == before
+
+
+def test_an_encoder_that_is_not_there_is_missed_before_anything_is_made(
+  photos, tmp_path, capsys
+):
+  out, folder = tmp_path / 'set', tmp_path / 'none'
+  assert prepare(photos, out, '--semantics', f'clip:{folder}') == 1
+  assert str(folder / 'config.json') in capsys.readouterr().err
+  assert not out.exists()

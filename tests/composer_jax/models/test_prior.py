@@ -24,9 +24,9 @@ from composer_jax.models.prior import (
   PriorLayer,
 )
 from composer_jax.models.scan import stack_layers, unstack_layers
+from composer_jax.safetensors_files import open_weights
 from composer_jax.weights.karlo_prior import prior_config, sources
 from composer_jax.weights.mapping import take
-from composer_jax.weights.safetensors_files import open_weights
 from tests.composer_jax.models.public_weights import (
   assert_near,
   randomised,

@@ -12,11 +12,11 @@ from composer_jax.conditions import ALL
 from composer_jax.config import Config, DiffusionConfig
 from composer_jax.models.prior import PriorConfig
 from composer_jax.models.unet import UNet, UNetConfig
+from composer_jax.safetensors_files import SafetensorsFiles
 from composer_jax.training.stages import Diffusion, PriorDiffusion
 from composer_jax.training.warm_start import apply_start, start_from
 from composer_jax.weights.karlo_decoder import decoder_config, decoder_sources
 from composer_jax.weights.mapping import take
-from composer_jax.weights.safetensors_files import SafetensorsFiles
 from tests.composer_jax.models.public_weights import with_random_weights
 from tests.composer_jax.weights.diffusers_folders import SHAPES, write_decoder
 

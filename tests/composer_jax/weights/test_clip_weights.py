@@ -18,6 +18,7 @@ from composer_jax import config as config_lib
 from composer_jax.checkpoints import newest, read_average
 from composer_jax.models.clip import Clip, ClipConfig
 from composer_jax.models.tokenizer import Tokenizer
+from composer_jax.safetensors_files import open_weights
 from composer_jax.weights.clip_weights import (
   check_preprocessing,
   clip_config,
@@ -26,7 +27,6 @@ from composer_jax.weights.clip_weights import (
 )
 from composer_jax.weights.mapping import take
 from composer_jax.weights.model_folder import Kind, import_model
-from composer_jax.weights.safetensors_files import open_weights
 from tests.composer_jax.models.test_clip import (
   OTHER,
   assert_close,

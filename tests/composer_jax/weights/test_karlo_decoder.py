@@ -11,10 +11,10 @@ from flax import nnx
 
 from composer_jax import cli
 from composer_jax.models.unet import UNet, UNetConfig
+from composer_jax.safetensors_files import SafetensorsFiles
 from composer_jax.trained import load_diffusion
 from composer_jax.weights import karlo_decoder
 from composer_jax.weights.mapping import take
-from composer_jax.weights.safetensors_files import SafetensorsFiles
 from tests.composer_jax.models.public_weights import assert_near, to_numpy, to_torch
 from tests.composer_jax.weights.diffusers_folders import EMBED, SHAPES, write_decoder
 

@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 from safetensors.numpy import save_file
 
+from composer_jax.safetensors_files import open_weights
 from composer_jax.weights.mapping import Source, convolution, take, transposed
-from composer_jax.weights.safetensors_files import open_weights
 
 
 class Small(nnx.Module):

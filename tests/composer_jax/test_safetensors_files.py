@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from composer_jax.weights.safetensors_files import open_weights
+from composer_jax.safetensors_files import open_weights
 
 DTYPES = ['float32', 'float16', 'float64', 'bfloat16', 'int64', 'uint8', 'bool']
 

@@ -1,0 +1,270 @@
+"""A trained model as a folder to hand on: safetensors, and all that belongs to them.
+
+Nothing in it could run, and no path of the machine it was made on is left in it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import jax
+import ml_dtypes
+import numpy as np
+from flax import nnx
+from safetensors.numpy import save_file
+
+import composer_jax
+from composer_jax.conditions import by_name
+from composer_jax.config import Config
+from composer_jax.files import write_json, write_text
+from composer_jax.models.tokenizer import FILE_NAME as TOKENIZER
+from composer_jax.models.unet import UNetConfig
+from composer_jax.safetensors_files import digest
+from composer_jax.trained import (
+  INPUTS,
+  digest_of_weights,
+  load_weights,
+  read_config,
+  read_inputs,
+)
+
+ABOUT = 'model.json'
+LIMIT = 5 * 10**9
+"""Bytes in one file of weights, at most."""
+
+DTYPES = {
+  'float32': np.dtype(np.float32),
+  'float16': np.dtype(np.float16),
+  'bfloat16': np.dtype(ml_dtypes.bfloat16),
+}
+
+
+def export_model(
+  workdir: pathlib.Path,
+  out: pathlib.Path,
+  *,
+  ema: bool = True,
+  dtype: Literal['float32', 'float16', 'bfloat16'] = 'float32',
+  limit: int = LIMIT,
+) -> dict[str, Any]:
+  """Writes a model folder that `composer_jax.load` opens.
+
+  It is written beside its place under another name and then renamed, so that a kill
+  leaves nothing that opens.
+
+  Args:
+    workdir: a model folder, or that of a single run or import.
+    out: the folder to make; it must not exist, or be empty.
+    ema: whether to take the averaged weights, rather than the last ones.
+    dtype: of the weights in the files. They are float32 again when opened.
+    limit: bytes in one file of weights, at most.
+
+  Returns:
+    The contents of `model.json`.
+
+  Raises:
+    FileNotFoundError: there is no trained model in `workdir`.
+    FileExistsError: something is in `out`.
+    ValueError: the folder is damaged.
+  """
+  stages = stages_in(workdir)
+  if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    raise FileExistsError(f'{out} holds something already; give another --out.')
+  part = out.absolute().with_name(f'{out.absolute().name}.part')
+  shutil.rmtree(part, ignore_errors=True)
+  part.mkdir(parents=True)
+  try:
+    about = _write(part, stages, ema, DTYPES[dtype], limit)
+    if out.exists():
+      out.rmdir()
+    os.replace(part, out)
+  except BaseException:
+    shutil.rmtree(part, ignore_errors=True)
+    raise
+  return about
+
+
+def stages_in(workdir: pathlib.Path) -> dict[str, pathlib.Path]:
+  """The trained stages of a model folder or a single run: name to folder.
+
+  Raises:
+    FileNotFoundError: there are none.
+  """
+  if (workdir / 'config.json').is_file():
+    return {_name_of(read_config(workdir)): workdir}
+  names = ('encoder', 'prior', 'base')
+  folders = [workdir / name for name in names] + sorted(workdir.glob('upsampler*'))
+  found = {f.name: f for f in folders if (f / 'config.json').is_file()}
+  if not found:
+    raise FileNotFoundError(
+      f'{workdir} holds no trained model; expected config.json, or folders such as'
+      ' base/ that hold one.'
+    )
+  return found
+
+
+def _name_of(config: Config) -> str:
+  if isinstance(config.model, UNetConfig):
+    return 'upsampler' if config.model.low_res_size else 'base'
+  return {'dual_encoder': 'encoder'}.get(config.stage, config.stage)
+
+
+def _write(
+  folder: pathlib.Path,
+  stages: Mapping[str, pathlib.Path],
+  ema: bool,
+  dtype: np.dtype,
+  limit: int,
+) -> dict[str, Any]:
+  about: dict[str, Any] = {
+    'format': 1,
+    'composer_jax': composer_jax.__version__,
+    'weights': {'averaged': ema, 'dtype': dtype.name},
+    'stages': {},
+    'conditions': {},
+  }
+  renamed: dict[str, str] = {}
+  for name, source in stages.items():
+    config, weights, step = load_weights(source, ema=ema)
+    before = digest_of_weights(weights)
+    weights = jax.tree.map(lambda x: np.asarray(x).astype(dtype, copy=False), weights)
+    if dtype != np.float32:
+      again = jax.tree.map(lambda x: x.astype(np.float32), weights)
+      renamed[before] = digest_of_weights(again)
+    (folder / name).mkdir()
+    write_tensors(folder / name, named_tensors(weights), limit)
+    inputs = _without_paths(read_inputs(source)) | {'step': step}
+    # The encoder whose embeddings these are has other bits now.
+    for made_by in inputs.get('encoders', {}).values():
+      made_by['weights'] = renamed.get(made_by['weights'], made_by['weights'])
+    write_json(folder / name / INPUTS, inputs)
+    if (source / 'tokenizer' / TOKENIZER).is_file():
+      shutil.copytree(source / 'tokenizer', folder / name / 'tokenizer')
+    write_text(folder / name / 'config.json', _portable(config).to_json())
+    about['stages'][name] = _about_stage(config, inputs)
+    about['conditions'] |= _specs(config, inputs)
+  about['digests'] = {
+    str(path.relative_to(folder)): digest(path)
+    for path in sorted(folder.rglob('*'))
+    if path.is_file()
+  }
+  write_json(folder / ABOUT, about)
+  return about
+
+
+def named_tensors(weights: nnx.State) -> dict[str, np.ndarray]:
+  """Parameters by their paths, joined by full stops."""
+  flat: Any = nnx.to_flat_state(weights)
+  return {'.'.join(map(str, path)): np.asarray(leaf[...]) for path, leaf in flat}
+
+
+def write_tensors(
+  folder: pathlib.Path,
+  tensors: Mapping[str, np.ndarray],
+  limit: int = LIMIT,
+  stem: str = 'model',
+) -> None:
+  """Writes safetensors, in several files with an index where one would be too large.
+
+  Args:
+    folder: where they go.
+    tensors: by name.
+    limit: bytes in one file, at most, unless a single tensor has more.
+    stem: of the names of the files.
+  """
+  shards = list(_shards(tensors, limit))
+  if len(shards) == 1:
+    _save(folder / f'{stem}.safetensors', shards[0])
+    return
+  places: dict[str, str] = {}
+  for index, shard in enumerate(shards, 1):
+    name = f'{stem}-{index:05}-of-{len(shards):05}.safetensors'
+    _save(folder / name, shard)
+    places |= dict.fromkeys(shard, name)
+  total = sum(tensor.nbytes for tensor in tensors.values())
+  index_of = {'metadata': {'total_size': total}, 'weight_map': places}
+  write_json(folder / f'{stem}.safetensors.index.json', index_of)
+
+
+def _save(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
+  whole = {name: np.asarray(tensor, order='C') for name, tensor in tensors.items()}
+  save_file(whole, path, metadata={'format': 'pt'})
+
+
+def _shards(
+  tensors: Mapping[str, np.ndarray], limit: int
+) -> Iterator[dict[str, np.ndarray]]:
+  shard: dict[str, np.ndarray] = {}
+  size = 0
+  for name, tensor in tensors.items():
+    if shard and size + tensor.nbytes > limit:
+      yield shard
+      shard, size = {}, 0
+    shard[name] = tensor
+    size += tensor.nbytes
+  yield shard
+
+
+def _portable(config: Config) -> Config:
+  """Without the folders of the machine that it was trained on."""
+  return dataclasses.replace(
+    config,
+    data=dataclasses.replace(config.data, path=''),
+    train=dataclasses.replace(config.train, start_from=''),
+  )
+
+
+def _without_paths(value: Any) -> Any:
+  """JSON with the names of folders for their absolute paths."""
+  if isinstance(value, dict):
+    return {name: _without_paths(inner) for name, inner in value.items()}
+  if isinstance(value, list):
+    return [_without_paths(inner) for inner in value]
+  if isinstance(value, str):
+    return re.sub(r"(?<![^\s='\":])/(?:[^\s/]*/)*(?=[^\s/])", '', value)
+  return value
+
+
+def _about_stage(config: Config, inputs: Mapping[str, Any]) -> dict[str, Any]:
+  about: dict[str, Any] = {
+    'stage': config.stage,
+    'step': inputs['step'],
+    'data': inputs.get('data'),
+    'imported': inputs.get('imported'),
+    'started_from': inputs.get('started_from'),
+  }
+  if config.stage == 'dual_encoder':
+    size = config.clip.image_size
+    about['preprocessing'] = {
+      'images': f'uint8 sRGB, squared, bicubic to {size} x {size} pixels',
+      'captions': f'byte pairs, {config.clip.context_length} tokens',
+    }
+    return about
+  diffusion = config.diffusion
+  about['schedule'] = {
+    'name': diffusion.schedule,
+    'num_steps': diffusion.num_steps,
+    'prediction': diffusion.prediction,
+  }
+  if isinstance(config.model, UNetConfig):
+    about['preprocessing'] = {
+      'images': f'float in [-1, 1], {config.model.image_size} pixels a side',
+      'low_res': config.model.low_res_size or None,
+    }
+  return about
+
+
+def _specs(config: Config, inputs: Mapping[str, Any]) -> dict[str, Any]:
+  """What a model is told, as it is stored."""
+  shapes = inputs['condition_shapes']
+  sides = [shape[0] for shape in shapes.values() if len(shape) == 3]
+  return {
+    c.name: c.spec(max(sides, default=0)).to_json() | {'shape': list(shapes[c.name])}
+    for c in by_name(shapes)
+  }

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import CLIPImageProcessor
+
+from data_pipelines.extractors.semantics import Originals
+
+
+def test_pictures_are_as_clips_own_processor_makes_them(folder, prepared):
+  info = json.loads((prepared / 'dataset.json').read_text())
+  keys = ['07.png', '01.png', '35.png']  # Opaque ones; CLIP itself drops an alpha.
+  found = Originals(info, 28)(keys)
+  processor = CLIPImageProcessor(
+    size={'shortest_edge': 28},
+    crop_size={'height': 28, 'width': 28},
+    do_normalize=False,
+    do_rescale=False,
+  )
+  for key, own in zip(keys, found, strict=True):
+    picture = Image.open(folder / key).convert('RGB')
+    expected = processor(picture, return_tensors='np')['pixel_values'][0]
+    levels = own.transpose(2, 0, 1).astype(int) - np.rint(expected).astype(int)
+    assert np.abs(levels).max() <= 1
+
+
+def test_a_source_that_has_changed_is_refused(folder, prepared):
+  info = json.loads((prepared / 'dataset.json').read_text())
+  info['keys']['digest'] = 'another'
+  with pytest.raises(RuntimeError, match='has changed since it was prepared'):
+    Originals(info, 28)
