@@ -96,6 +96,11 @@ class Composer:
     sides = [s[0] for s in base.condition_shapes.values() if len(s) == 3]
     self.condition_size = sides[0] if sides else self.image_size
 
+  @property
+  def stages(self) -> tuple[Denoising, ...]:
+    """Base model and upsamplers, in order."""
+    return tuple(self._stages)
+
   @functools.cached_property
   def fingerprint(self) -> str:
     """Tells from others what turns conditions into images: settings and weights."""

@@ -44,7 +44,15 @@ def main(argv: list[str]) -> int:
     default='float32',
     help='of the weights in the files',
   )
+  parser.add_argument(
+    '--sampler',
+    type=int,
+    metavar='BATCH',
+    help='also the compiled sampler of so many images, which needs JAX alone',
+  )
   flags = parser.parse_args(argv)
+  if flags.sampler is not None and (flags.sampler < 1 or flags.format != 'composer'):
+    parser.error('--sampler takes a number above 0, and goes with --format composer')
   if flags.format == 'diffusers':
     from composer_jax.weights.diffusers_export import export_diffusers
 
@@ -56,6 +64,12 @@ def main(argv: list[str]) -> int:
 
   from composer_jax.weights.export import export_model
 
-  about = export_model(flags.workdir, flags.out, ema=flags.ema, dtype=flags.dtype)
+  about = export_model(
+    flags.workdir,
+    flags.out,
+    ema=flags.ema,
+    dtype=flags.dtype,
+    sampler_batch=flags.sampler,
+  )
   print(f'{", ".join(about["stages"])} in {flags.out}')
   return 0

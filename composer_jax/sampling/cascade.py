@@ -119,6 +119,22 @@ class Denoising:
     known, knobs, plan = self._prepare(wish, settings)
     return self._sample(self.weights, known, keys, low_res, knobs, start, plan=plan)
 
+  def traced(
+    self,
+    weights: nnx.State,
+    wish: Wish,
+    keys: jax.Array,
+    low_res: jax.Array | None,
+    guidance: jax.Array | None,
+  ) -> jax.Array:
+    """The same with given weights and guidance, as part of a program on one device."""
+    known, knobs, plan = self._prepare(wish, None)
+    plan = plan._replace(mesh=None)
+    if guidance is not None:
+      plan = plan._replace(guided=True)
+      knobs = knobs._replace(guidance=knobs.guidance._replace(scale=guidance))
+    return self._sample(weights, known, keys, low_res, knobs, None, plan=plan)
+
   def lower(
     self,
     wish: Wish,
@@ -330,6 +346,23 @@ def _reverse_process(
     return to_eps_and_x0(diffusion.prediction, predict(x_t, t), x_t, c)
 
   return _Reverse(denoise, alphas_cumprod, keys)
+
+
+def trace_cascade(
+  stages: Sequence[Denoising],
+  weights: Sequence[nnx.State],
+  wish: Wish,
+  seeds: jax.Array,
+  guidance: jax.Array,
+) -> jax.Array:
+  """What `run_cascade` makes, as one pure function; `guidance` is the base model's."""
+  keys = jax.vmap(jax.random.key)(seeds)
+  images: jax.Array | None = None
+  for index, (stage, own) in enumerate(zip(stages, weights, strict=True)):
+    stage_keys = jax.vmap(lambda key, i=index: jax.random.fold_in(key, i))(keys)
+    images = stage.traced(own, wish, stage_keys, images, None if index else guidance)
+  assert images is not None  # There is a base model at least.
+  return jnp.round((images + 1) * 127.5).astype(jnp.uint8)
 
 
 def run_cascade(

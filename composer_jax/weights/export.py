@@ -20,6 +20,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 import composer_jax
+from composer_jax.composer import Composer
 from composer_jax.conditions import by_name
 from composer_jax.config import Config
 from composer_jax.files import write_json, write_text
@@ -33,6 +34,7 @@ from composer_jax.trained import (
   read_config,
   read_inputs,
 )
+from composer_jax.weights.sampler_export import export_sampler
 
 ABOUT = 'model.json'
 LIMIT = 5 * 10**9
@@ -52,6 +54,7 @@ def export_model(
   ema: bool = True,
   dtype: Literal['float32', 'float16', 'bfloat16'] = 'float32',
   limit: int = LIMIT,
+  sampler_batch: int | None = None,
 ) -> dict[str, Any]:
   """Writes a model folder that `composer_jax.load` opens.
 
@@ -64,6 +67,7 @@ def export_model(
     ema: whether to take the averaged weights, rather than the last ones.
     dtype: of the weights in the files. They are float32 again when opened.
     limit: bytes in one file of weights, at most.
+    sampler_batch: images that an exported sampler makes at a time; None for none.
 
   Returns:
     The contents of `model.json`.
@@ -81,6 +85,13 @@ def export_model(
   part.mkdir(parents=True)
   try:
     about = _write(part, stages, ema, DTYPES[dtype], limit)
+    if sampler_batch is not None:
+      opened = Composer.load(part)
+      names = ['base', *sorted(name for name in stages if name.startswith('upsampler'))]
+      sizes = {name: about['stages'][name]['image_size'] for name in names}
+      ordered = sorted(names, key=sizes.__getitem__)
+      folders = dict(zip(ordered, opened.stages, strict=True))
+      export_sampler(opened, folders, part, sampler_batch)
     if out.exists():
       out.rmdir()
     os.replace(part, out)
@@ -253,6 +264,7 @@ def _about_stage(config: Config, inputs: Mapping[str, Any]) -> dict[str, Any]:
     'prediction': diffusion.prediction,
   }
   if isinstance(config.model, UNetConfig):
+    about['image_size'] = config.model.image_size
     about['preprocessing'] = {
       'images': f'float in [-1, 1], {config.model.image_size} pixels a side',
       'low_res': config.model.low_res_size or None,

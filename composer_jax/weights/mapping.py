@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
-from flax import nnx
+from flax import nnx, traverse_util
 
 from composer_jax.safetensors_files import SafetensorsFiles
 
@@ -119,17 +119,18 @@ class Source:
     return dict(zip(names, arrays, strict=True))
 
 
-def give(weights: nnx.State, sources: Mapping[Path, Source]) -> dict[str, np.ndarray]:
+def give(
+  weights: Mapping[Any, Any], sources: Mapping[Path, Source]
+) -> dict[str, np.ndarray]:
   """The inverse of `take`: tensors by their published names.
 
   Args:
-    weights: of our model.
+    weights: of our model, a nested dict of arrays as `nnx.to_pure_dict` gives.
     sources: of each of its parameters.
   """
   tensors: dict[str, np.ndarray] = {}
-  flat: Any = nnx.to_flat_state(weights)
-  for path, leaf in flat:
-    tensors |= sources[path].unmake(np.asarray(leaf[...]))
+  for path, value in traverse_util.flatten_dict(weights).items():
+    tensors |= sources[path].unmake(np.asarray(value))
   return tensors
 
 

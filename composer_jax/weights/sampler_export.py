@@ -1,0 +1,104 @@
+"""The compiled sampler as a file that runs without any of this code.
+
+StableHLO, serialised by `jax.export`: it is loaded with `jax.export.deserialize`, and
+takes the weights as they lie in the safetensors files beside it.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+from flax import nnx
+
+from composer_jax.composer import Composer
+from composer_jax.conditions import by_name
+from composer_jax.files import write_json
+from composer_jax.sampling.cascade import Denoising, trace_cascade
+from composer_jax.sampling.guidance import Branch, Wish
+
+PROGRAM, ABOUT = 'sampler.stablehlo', 'sampler.json'
+
+PLATFORMS = ('cpu', 'cuda', 'tpu')
+
+Arrays = Mapping[str, jax.Array]
+
+
+def export_sampler(
+  composer: Composer, folders: Mapping[str, Denoising], out: pathlib.Path, batch: int
+) -> dict[str, Any]:
+  """Writes the sampler of a whole cascade, and what it takes.
+
+  Args:
+    composer: the model.
+    folders: its stages in order, by the names of their folders.
+    out: where the two files go.
+    batch: images that it makes at a time.
+
+  Returns:
+    The contents of `sampler.json`.
+  """
+  stages = list(folders.values())
+
+  def sample(
+    weights: Mapping[str, Arrays],
+    stored: Arrays,
+    kept: Arrays,
+    seeds: jax.Array,
+    guidance: jax.Array,
+  ) -> jax.Array:
+    states = [
+      _from_tensors(stage.weights, weights[name]) for name, stage in folders.items()
+    ]
+    wish = Wish((Branch(stored, kept),), jnp.ones((1, batch)))
+    return trace_cascade(stages, states, wish, seeds, guidance)
+
+  shape = jax.ShapeDtypeStruct
+  known = by_name(composer.names)
+  arguments = (
+    {name: _to_shapes(stage.weights) for name, stage in folders.items()},
+    {
+      c.name: shape(
+        (batch, *composer.condition_shapes[c.name]),
+        c.spec(composer.condition_size).dtype,
+      )
+      for c in known
+    },
+    {c.name: shape((batch,), 'float32') for c in known},
+    shape((batch,), 'uint32'),
+    shape((), 'float32'),
+  )
+  exported = jax.export.export(jax.jit(sample), platforms=PLATFORMS)(*arguments)
+  names = ('weights', 'stored', 'kept', 'seeds', 'guidance')
+  about = {
+    'platforms': list(PLATFORMS),
+    'arguments': {
+      name: jax.tree.map(lambda s: f'{s.dtype}{list(s.shape)}', argument)
+      for name, argument in zip(names, arguments, strict=True)
+      if name != 'weights'
+    },
+    'weights': 'float32, by folder and by name in its safetensors',
+    'result': f'uint8[{batch}, {composer.image_size}, {composer.image_size}, 3]',
+  }
+  (out / PROGRAM).write_bytes(exported.serialize())
+  write_json(out / ABOUT, about)
+  return about
+
+
+def _to_shapes(weights: nnx.State) -> dict[str, jax.ShapeDtypeStruct]:
+  flat: Any = nnx.to_flat_state(weights)
+  return {
+    '.'.join(map(str, path)): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    for path, leaf in flat
+  }
+
+
+def _from_tensors(like: nnx.State, tensors: Arrays) -> nnx.State:
+  flat: Any = nnx.to_flat_state(like)
+  return nnx.from_flat_state(
+    [(path, leaf.replace(tensors['.'.join(map(str, path))])) for path, leaf in flat]
+  )
