@@ -19,6 +19,7 @@ from composer_jax import config as config_lib
 from composer_jax.conditions import ALL, by_name
 from composer_jax.diffusion.resolution import to_float
 from composer_jax.images import Picture, composite, resize_square
+from composer_jax.models.clip_images import clip_square
 from composer_jax.sampling.cascade import Denoising, run_cascade
 from composer_jax.sampling.expression import Term
 from composer_jax.sampling.guidance import Branch, Wish
@@ -457,6 +458,9 @@ def decompose(
       rng = generator(seed, condition.name)
       found[condition.name] = condition.extract(square, rng)
     elif encoder is not None:
-      images = square.pixels[None]
+      # One that sees more than the maps hold looks at the picture itself.
+      finer = encoder.image_size > size
+      pixels = clip_square(picture, encoder.image_size) if finer else square.pixels
+      images = pixels[None]
       found[condition.name] = condition.embed(encoder, images, [caption])[0]
   return found

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
 import secrets
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 
@@ -20,6 +22,35 @@ def write_text(path: pathlib.Path, text: str) -> None:
 def write_json(path: pathlib.Path, value: Any) -> None:
   """Writes a value as indented JSON; see `write_text`."""
   write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + '\n')
+
+
+@contextlib.contextmanager
+def whole_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Makes a folder that is there whole or not at all.
+
+  It is filled beside its place, as `OUT.part`, and then renamed, so that a kill leaves
+  nothing that opens. What such a kill left is removed by the next try.
+
+  Args:
+    out: the folder; if it is there it must be empty.
+
+  Yields:
+    The folder to fill.
+
+  Raises:
+    FileExistsError: something is in `out`.
+  """
+  if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    raise FileExistsError(f'{out} holds something already; give another --out.')
+  part = out.absolute().with_name(f'{out.absolute().name}.part')
+  shutil.rmtree(part, ignore_errors=True)
+  part.mkdir(parents=True)
+  try:
+    yield part
+    os.replace(part, out)
+  except BaseException:
+    shutil.rmtree(part, ignore_errors=True)
+    raise
 
 
 def read_json(path: pathlib.Path, needs: Iterable[str], advice: str) -> dict[str, Any]:

@@ -36,6 +36,7 @@ class TrainedEncoder:
 
   Attributes:
     width: of the embeddings.
+    image_size: side of the images that it sees, in pixels.
     num_tokens: in a caption.
     step: the training step its weights are from.
   """
@@ -51,7 +52,7 @@ class TrainedEncoder:
     model = nnx.merge(graph, weights)
     self.width = model.config.embed_width
     self.num_tokens = tokenizer.context_length
-    size = model.config.image_size
+    self.image_size = size = model.config.image_size
 
     @jax.jit
     def embed_images(weights: nnx.State, images: jax.Array) -> jax.Array:

@@ -137,11 +137,10 @@ def _make(parser: argparse.ArgumentParser, flags: argparse.Namespace) -> int:
 def _embed_originals(
   flags: argparse.Namespace, encoder: TrainedEncoder, info: dict[str, Any]
 ) -> None:
-  from composer_jax import config
   from data_pipelines.embed import prepare_onto
   from data_pipelines.extractors.semantics import Originals
 
-  size = config.load(flags.semantics / 'config.json').clip.image_size
+  size = encoder.image_size
   names = [c.name for c in conditions.ALL if c.embedded]
   provenance = _provenance(encoder) | {
     'folder': flags.semantics.resolve().name,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
-import shutil
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -12,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from composer_jax.config import Config
-from composer_jax.files import write_json
+from composer_jax.files import whole_folder, write_json
 from composer_jax.models.prior import PUBLISHED_STEPS, PriorConfig
 from composer_jax.models.unet import UNetConfig, unroll
 from composer_jax.trained import load_weights, read_inputs
@@ -50,12 +48,7 @@ def export_diffusers(
     FileExistsError: something is in `out`.
     ValueError: a model has no counterpart in diffusers; says why.
   """
-  if out.exists() and (not out.is_dir() or any(out.iterdir())):
-    raise FileExistsError(f'{out} holds something already; give another --out.')
-  part = out.absolute().with_name(f'{out.absolute().name}.part')
-  shutil.rmtree(part, ignore_errors=True)
-  part.mkdir(parents=True)
-  try:
+  with whole_folder(out) as part:
     for name, source in stages_in(workdir).items():
       if name == 'encoder':
         continue
@@ -71,12 +64,6 @@ def export_diffusers(
       raise ValueError(
         f'{workdir} holds nothing but a dual encoder, which diffusers has no class for.'
       )
-    if out.exists():
-      out.rmdir()
-    os.replace(part, out)
-  except BaseException:
-    shutil.rmtree(part, ignore_errors=True)
-    raise
   return names
 
 

@@ -6,7 +6,6 @@ Nothing in it could run, and no path of the machine it was made on is left in it
 from __future__ import annotations
 
 import dataclasses
-import os
 import pathlib
 import re
 import shutil
@@ -23,7 +22,7 @@ import composer_jax
 from composer_jax.composer import Composer
 from composer_jax.conditions import by_name
 from composer_jax.config import Config
-from composer_jax.files import write_json, write_text
+from composer_jax.files import whole_folder, write_json, write_text
 from composer_jax.models.tokenizer import FILE_NAME as TOKENIZER
 from composer_jax.models.unet import UNetConfig
 from composer_jax.safetensors_files import digest
@@ -58,9 +57,6 @@ def export_model(
 ) -> dict[str, Any]:
   """Writes a model folder that `composer_jax.load` opens.
 
-  It is written beside its place under another name and then renamed, so that a kill
-  leaves nothing that opens.
-
   Args:
     workdir: a model folder, or that of a single run or import.
     out: the folder to make; it must not exist, or be empty.
@@ -78,12 +74,7 @@ def export_model(
     ValueError: the folder is damaged.
   """
   stages = stages_in(workdir)
-  if out.exists() and (not out.is_dir() or any(out.iterdir())):
-    raise FileExistsError(f'{out} holds something already; give another --out.')
-  part = out.absolute().with_name(f'{out.absolute().name}.part')
-  shutil.rmtree(part, ignore_errors=True)
-  part.mkdir(parents=True)
-  try:
+  with whole_folder(out) as part:
     about = _write(part, stages, ema, DTYPES[dtype], limit)
     if sampler_batch is not None:
       opened = Composer.load(part)
@@ -92,12 +83,6 @@ def export_model(
       ordered = sorted(names, key=sizes.__getitem__)
       folders = dict(zip(ordered, opened.stages, strict=True))
       export_sampler(opened, folders, part, sampler_batch)
-    if out.exists():
-      out.rmdir()
-    os.replace(part, out)
-  except BaseException:
-    shutil.rmtree(part, ignore_errors=True)
-    raise
   return about
 
 

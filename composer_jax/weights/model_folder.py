@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 import re
 import shlex
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +15,7 @@ from flax import nnx
 
 from composer_jax.checkpoints import FOLDER
 from composer_jax.config import Config
-from composer_jax.files import read_json, write_json, write_text
+from composer_jax.files import read_json, whole_folder, write_json, write_text
 from composer_jax.models.tokenizer import Tokenizer
 from composer_jax.safetensors_files import (
   SafetensorsFiles,
@@ -76,9 +74,6 @@ def import_model(
 ) -> dict[str, Any]:
   """Makes a model folder of published weights.
 
-  It is written beside its place under another name and then renamed, so that a kill
-  leaves nothing that opens. What such a kill left is removed by the next import.
-
   Args:
     name: of the kind of model, to note down.
     kind: how to read it.
@@ -110,15 +105,8 @@ def import_model(
   if len(opened) > 1:
     files = SafetensorsFiles(source, [path for one in opened for path in one.paths])
   model = kind.read(source, files)
-  part = out.absolute().with_name(f'{out.absolute().name}.part')
-  shutil.rmtree(part, ignore_errors=True)
-  part.mkdir(parents=True)
-  try:
+  with whole_folder(out) as part:
     _write(part, out.absolute().name, model, imported)
-    os.replace(part, out)
-  except BaseException:
-    shutil.rmtree(part, ignore_errors=True)
-    raise
   return imported
 
 

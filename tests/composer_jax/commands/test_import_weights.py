@@ -16,6 +16,9 @@ import transformers
 from PIL import Image
 
 from composer_jax import cli
+from composer_jax.composer import decompose, square_of
+from composer_jax.images import Picture
+from composer_jax.models.clip_images import clip_square
 from composer_jax.trained import load_encoder
 from data_pipelines.loader import load_dataset
 from tests.composer_jax.weights.clip_folder import TINY, change_json, write_clip_folder
@@ -89,6 +92,15 @@ def test_the_folder_opens_as_an_encoder_that_embeds_as_the_published_one(
   wanted = text.pooler_output.detach().numpy()
   near = 1e-4 * np.abs(wanted).max()
   np.testing.assert_allclose(sentences, wanted, atol=near)
+
+
+def test_an_encoder_finer_than_the_maps_looks_at_the_picture_itself(imported):
+  encoder, picture = load_encoder(imported), Picture(skimage.data.coffee())
+  coarse = decompose(picture, SIDE // 2, encoder=encoder)['semantics']
+  itself = encoder.embed_images(clip_square(picture, SIDE)[None])[0]
+  np.testing.assert_allclose(coarse, itself, rtol=1e-3, atol=1e-3)
+  stored = encoder.embed_images(square_of(picture, SIDE // 2).pixels[None])[0]
+  assert np.abs(coarse - stored).max() > 0.01
 
 
 def test_it_says_where_the_model_came_from_without_a_path(published, imported):
