@@ -331,14 +331,14 @@ class Composer:
     return np.concatenate([words[0], sentences]).astype(np.float16)
 
   @property
-  def _completes(self) -> bool:
-    """Whether a caption that is missing is the empty one."""
+  def empty_caption(self) -> np.ndarray | None:
+    """What a missing caption is, (T + 1, D); None where it is dropped instead."""
     asked = self._stages[0].config.sample.empty_caption
-    return asked and 'caption' in self.names and self.encoder is not None
+    return self._blank if asked and 'caption' in self.names else None
 
   def _origin(self, base: Mapping[str, np.ndarray] | None, count: int) -> Branch | None:
     """What guidance leads away from; None where that is no conditions at all."""
-    if base is None and not self._completes:
+    if base is None and self.empty_caption is None:
       return None
     return self._branch(base or {}, None, {}, count)
 
@@ -369,8 +369,8 @@ class Composer:
     One compiled program so serves every choice of conditions, strengths and windows.
     """
     self._known([*stored, *windows])
-    if self._completes and self._blank is not None:
-      stored = {'caption': np.stack([self._blank] * count), **stored}
+    if self.empty_caption is not None:
+      stored = {'caption': np.stack([self.empty_caption] * count), **stored}
     full, keep, during = {}, {}, {}
     for condition in by_name(self.condition_shapes):
       name, shape = condition.name, self.condition_shapes[condition.name]

@@ -168,4 +168,5 @@ def guide(
 
 def _progress(t: jax.Array, num_steps: int) -> jax.Array:
   """Share of the diffusion time that lies behind: 0 at t = T - 1."""
-  return 1 - (t + 1) / num_steps
+  # As 1 - (t + 1) / T, compilers round it to below 0, before all windows begin.
+  return (num_steps - 1 - t) / num_steps

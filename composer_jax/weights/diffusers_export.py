@@ -56,7 +56,7 @@ def export_diffusers(
       shapes = read_inputs(source)['condition_shapes']
       for folder, (fields, tensors) in _models(name, config, weights, shapes).items():
         (part / folder).mkdir()
-        cast = {key: x.astype(DTYPES[dtype]) for key, x in tensors.items()}
+        cast = {key: x.astype(DTYPES[dtype], copy=False) for key, x in tensors.items()}
         write_tensors(part / folder, cast, limit, STEM)
         write_json(part / folder / 'config.json', fields)
     names = sorted(path.name for path in part.iterdir())
@@ -84,20 +84,23 @@ def _models(
   if model.scan:
     weights = unroll(weights, model)
   if model.low_res_size:
-    _check(name, {'conditions': (model.conditions, ()), 'fold': (model.fold, 1),
-                  'level_embedding': (model.level_embedding, False),
-                  'attention': (any(model.attention), False)})  # fmt: skip
+    _check(name, {'diffusion.prediction': (config.diffusion.prediction, 'eps'),
+                  'model.conditions': (model.conditions, ()),
+                  'model.fold': (model.fold, 1),
+                  'model.level_embedding': (model.level_embedding, False),
+                  'model.attention': (any(model.attention), False)})  # fmt: skip
     return {'super_res_first': _upsampler(model, weights)}
-  _check(name, {'conditions': (model.conditions, ('caption', 'semantics')),
-                'fold': (model.fold, 1),
-                'conditioning': (model.conditioning, 'unclip'),
-                'attention[-1]': (model.attention[-1], True)})  # fmt: skip
+  _check(name, {'diffusion.prediction': (config.diffusion.prediction, 'eps'),
+                'model.conditions': (model.conditions, ('caption', 'semantics')),
+                'model.fold': (model.fold, 1),
+                'model.conditioning': (model.conditioning, 'unclip'),
+                'model.attention[-1]': (model.attention[-1], True)})  # fmt: skip
   return _decoder(model, weights, shapes['semantics'][0])
 
 
 def _check(stage: str, fields: dict[str, tuple[Any, Any]]) -> None:
   differing = [
-    f'model.{name} is {found!r}, expected {wanted!r}'
+    f'{name} is {found!r}, expected {wanted!r}'
     for name, (found, wanted) in fields.items()
     if found != wanted
   ]
@@ -109,8 +112,8 @@ def _check(stage: str, fields: dict[str, tuple[Any, Any]]) -> None:
 
 
 def _prior(config: PriorConfig, weights: _Weights) -> _Written:
-  _check('prior', {'mlp_ratio': (config.mlp_ratio, 4),
-                   'num_steps': (config.num_steps, PUBLISHED_STEPS),
+  _check('prior', {'model.mlp_ratio': (config.mlp_ratio, 4),
+                   'model.num_steps': (config.num_steps, PUBLISHED_STEPS),
                    'heads * head_width': (config.heads * config.head_width,
                                           config.width)})  # fmt: skip
   fields = {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import re
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
@@ -74,15 +74,21 @@ def export_model(
     ValueError: the folder is damaged.
   """
   stages = stages_in(workdir)
+  if sampler_batch is not None and 'base' not in stages:
+    raise ValueError(
+      f'{workdir} holds {", ".join(stages)} and no base model, so it has no sampler;'
+      ' give a model folder as --workdir.'
+    )
   with whole_folder(out) as part:
     about = _write(part, stages, ema, DTYPES[dtype], limit)
     if sampler_batch is not None:
-      opened = Composer.load(part)
-      names = ['base', *sorted(name for name in stages if name.startswith('upsampler'))]
-      sizes = {name: about['stages'][name]['image_size'] for name in names}
-      ordered = sorted(names, key=sizes.__getitem__)
-      folders = dict(zip(ordered, opened.stages, strict=True))
-      export_sampler(opened, folders, part, sampler_batch)
+      _write_sampler(part, about, sampler_batch)
+    about['digests'] = {
+      str(path.relative_to(part)): digest(path)
+      for path in sorted(part.rglob('*'))
+      if path.is_file()
+    }
+    write_json(part / ABOUT, about)
   return about
 
 
@@ -145,13 +151,19 @@ def _write(
     write_text(folder / name / 'config.json', _portable(config).to_json())
     about['stages'][name] = _about_stage(config, inputs)
     about['conditions'] |= _specs(config, inputs)
-  about['digests'] = {
-    str(path.relative_to(folder)): digest(path)
-    for path in sorted(folder.rglob('*'))
-    if path.is_file()
-  }
-  write_json(folder / ABOUT, about)
   return about
+
+
+def _write_sampler(folder: pathlib.Path, about: Mapping[str, Any], batch: int) -> None:
+  sizes = {
+    name: stage['image_size']
+    for name, stage in about['stages'].items()
+    if 'image_size' in stage
+  }
+  opened = Composer.load(folder)
+  ordered = sorted(sizes, key=sizes.__getitem__)
+  folders = dict(zip(ordered, opened.stages, strict=True))
+  export_sampler(opened, folders, folder, batch)
 
 
 def named_tensors(weights: nnx.State) -> dict[str, np.ndarray]:
@@ -216,15 +228,26 @@ def _portable(config: Config) -> Config:
   )
 
 
-def _without_paths(value: Any) -> Any:
-  """JSON with the names of folders for their absolute paths."""
-  if isinstance(value, dict):
-    return {name: _without_paths(inner) for name, inner in value.items()}
-  if isinstance(value, list):
-    return [_without_paths(inner) for inner in value]
-  if isinstance(value, str):
-    return re.sub(r"(?<![^\s='\":])/(?:[^\s/]*/)*(?=[^\s/])", '', value)
-  return value
+def _without_paths(inputs: Mapping[str, Any]) -> dict[str, Any]:
+  """What a run says of itself, with the names of folders for their absolute paths."""
+  clean = dict(inputs)
+  if 'command' in clean:
+    words = [_name_in(word, '=') for word in shlex.split(clean['command'])]
+    clean['command'] = shlex.join(words)
+  if clean.get('data'):
+    parts = clean['data']['source'].split(',')
+    clean['data'] = clean['data'] | {
+      'source': ','.join(_name_in(part, ':') for part in parts)
+    }
+  return clean
+
+
+def _name_in(text: str, mark: str) -> str:
+  """`text`, in which an absolute path, alone or behind a mark, is cut to its name."""
+  before, found, path = text.rpartition(mark)
+  if path.startswith('/') and not path.startswith('//'):
+    path = pathlib.PurePath(path).name
+  return f'{before}{found}{path}'
 
 
 def _about_stage(config: Config, inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.export
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from composer_jax.composer import Composer
@@ -42,7 +43,7 @@ def export_sampler(
   Returns:
     The contents of `sampler.json`.
   """
-  stages = list(folders.values())
+  stages, blank = list(folders.values()), composer.empty_caption
 
   def sample(
     weights: Mapping[str, Arrays],
@@ -54,7 +55,10 @@ def export_sampler(
     states = [
       _from_tensors(stage.weights, weights[name]) for name, stage in folders.items()
     ]
-    wish = Wish((Branch(stored, kept),), jnp.ones((1, batch)))
+    base = None
+    if blank is not None:
+      stored, kept, base = _completed(stored, kept, blank)
+    wish = Wish((Branch(stored, kept),), jnp.ones((1, batch)), base)
     return trace_cascade(stages, states, wish, seeds, guidance)
 
   shape = jax.ShapeDtypeStruct
@@ -81,12 +85,32 @@ def export_sampler(
       for name, argument in zip(names, arguments, strict=True)
       if name != 'weights'
     },
-    'weights': 'float32, by folder and by name in its safetensors',
+    'weights': 'float32, whatever the files have, by folder and by name in it',
+    'kept': 'strength of each condition: 1 as trained, 0 where it is missing',
     'result': f'uint8[{batch}, {composer.image_size}, {composer.image_size}, 3]',
   }
   (out / PROGRAM).write_bytes(exported.serialize())
   write_json(out / ABOUT, about)
   return about
+
+
+def _completed(
+  stored: Arrays, kept: Arrays, blank: np.ndarray
+) -> tuple[Arrays, Arrays, Branch]:
+  """The empty caption where there is none, and as what guidance leads away from."""
+  (caption,) = (c.name for c in by_name(['caption']))
+  there = kept[caption] != 0
+  empty = jnp.broadcast_to(blank, stored[caption].shape).astype(stored[caption].dtype)
+  said = jnp.where(there[:, None, None], stored[caption], empty)
+  whole = (
+    {**stored, caption: said},
+    {**kept, caption: jnp.where(there, kept[caption], 1)},
+  )
+  nothing = {name: jnp.zeros_like(value) for name, value in kept.items()}
+  base = Branch(
+    {**stored, caption: empty}, {**nothing, caption: jnp.ones_like(kept[caption])}
+  )
+  return *whole, base
 
 
 def _to_shapes(weights: nnx.State) -> dict[str, jax.ShapeDtypeStruct]:

@@ -161,6 +161,20 @@ def test_a_condition_outside_its_window_is_a_dropped_one(t):
   np.testing.assert_allclose(predict(X_T, jnp.int32(t)), wanted, atol=1e-5)
 
 
+@pytest.mark.parametrize('num_steps', [3, 500, 1000, 4000])
+def test_compiled_with_optimisation_the_first_step_is_within_its_window(num_steps):
+  # Rounded to just below 0, it would lose every condition and all guidance.
+  kept = {'a': np.ones(2, np.float32)}
+  branch = Branch({'a': np.ones(2)}, kept, {'a': np.array([[0, 1], [0, 1]], 'f4')})
+  predict = follow(lambda x, t, stored, kept: kept['a'], branch, num_steps)
+  program = jax.jit(predict).lower(jnp.zeros(2), jnp.int32(0))
+  options = {'xla_backend_optimization_level': 3}  # Tests do without it.
+  made = program.compile(compiler_options=options)(
+    jnp.zeros(2), jnp.int32(num_steps - 1)
+  )
+  np.testing.assert_array_equal(made, 1)
+
+
 @pytest.mark.parametrize('rescale', [0.0, 0.3, 1.0])
 def test_rescaling_is_that_of_diffusers(rescale):
   import torch

@@ -24,6 +24,7 @@ from composer_jax.weights.export import export_model, write_tensors
 from tests.composer_jax.tiny import SIZE, denoising
 
 NAMES = ('palette', 'sketch')
+LICENCE = 'https://creativecommons.org/licenses/by/4.0/'
 
 
 def write_run(folder, stage):
@@ -39,7 +40,7 @@ def write_run(folder, stage):
   (folder / 'config.json').write_text(config.to_json())
   inputs = {
     'condition_shapes': {n: list(s) for n, s in stage.condition_shapes.items()},
-    'data': {'source': 'folder:/home/me/photos', 'licence': 'CC0', 'credit': 'me'},
+    'data': {'source': 'folder:/home/me/photos', 'licence': LICENCE, 'credit': 'me'},
     'digest': 'abc',
     'encoders': {},
     'command': 'composer-jax train --workdir /home/me/r --config.data.path=/home/me/d',
@@ -88,7 +89,7 @@ def test_it_says_what_it_is_and_names_no_folder_of_the_machine(model, tmp_path):
   assert base['step'] == 7
   assert base['data'] == {
     'source': 'folder:photos',
-    'licence': 'CC0',
+    'licence': LICENCE,
     'credit': 'me',
   }
   assert base['schedule']['prediction'] == 'eps'
