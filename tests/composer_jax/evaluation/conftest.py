@@ -47,6 +47,7 @@ class Lookup:
   encoder = BlockColours()
   names = tuple(condition.name for condition in conditions.ALL)
   image_size = condition_size = SIZE
+  sizes = (SIZE,)
   fingerprint = ('lookup', 1)
 
   def __init__(self, records):
@@ -61,7 +62,8 @@ class Lookup:
     }
     self.calls = 0
 
-  def compose(self, stored, kept=None, *, seeds, steps=None, guidance=None):
+  def compose(self, stored, kept=None, *, seeds, size=None):
+    assert size in (None, *self.sizes)
     self.calls += 1
     distance = np.zeros((len(seeds), len(self._images)))
     for name, wishes in stored.items():
