@@ -32,6 +32,7 @@ from composer_jax.trained import (
   load_diffusion,
   load_encoder,
   load_prior,
+  upsampler_folders,
 )
 
 BATCH = 32
@@ -63,14 +64,11 @@ def _check_fit(base: Denoising, previous: Denoising, stage: Denoising) -> None:
       )
 
 
-def _upsamplers(directory: pathlib.Path) -> list[pathlib.Path]:
-  return [path for path in sorted(directory.glob('upsampler*')) if path.is_dir()]
-
-
 class Composer:
   """A cascade of trained models.
 
   Attributes:
+    stages: base model and upsamplers, in order.
     names: the conditions that the base model knows.
     condition_shapes: stored shape of each.
     image_size: side of the finished images, in pixels.
@@ -86,7 +84,7 @@ class Composer:
     encoder: TrainedEncoder | None,
     prior: Imagining | None = None,
   ):
-    self._stages, self.encoder, self.prior = stages, encoder, prior
+    self.stages, self.encoder, self.prior = tuple(stages), encoder, prior
     base = stages[0]
     for previous, stage in itertools.pairwise(stages):
       _check_fit(base, previous, stage)
@@ -97,16 +95,11 @@ class Composer:
     sides = [s[0] for s in base.condition_shapes.values() if len(s) == 3]
     self.condition_size = sides[0] if sides else self.image_size
 
-  @property
-  def stages(self) -> tuple[Denoising, ...]:
-    """Base model and upsamplers, in order."""
-    return tuple(self._stages)
-
   @functools.cached_property
   def fingerprint(self) -> str:
     """Tells from others what turns conditions into images: settings and weights."""
     parts: list[Any] = []
-    for stage in self._stages:
+    for stage in self.stages:
       config = stage.config
       settings = (config.model, config.diffusion, config.sample)
       parts += [dataclasses.asdict(one) for one in settings]
@@ -138,7 +131,9 @@ class Composer:
         ' if trained, upsampler/ and encoder/.'
       )
     stages = [load_diffusion(directory / 'base')]
-    upsamplers = [load_diffusion(path, spatial) for path in _upsamplers(directory)]
+    upsamplers = [
+      load_diffusion(path, spatial) for path in upsampler_folders(directory)
+    ]
     # In the order in which one takes what another gives.
     stages += sorted(upsamplers, key=lambda stage: stage.config.unet.image_size)
     encoder = prior = None
@@ -266,7 +261,7 @@ class Composer:
     Returns:
       float32 (B, s, s, 3), s the base model's size.
     """
-    count, base = len(images), self._stages[0]
+    count, base = len(images), self.stages[0]
     settings = config_lib.settings_from(base.config.sample, sampling or {})
     term = self._branch(stored, kept, {}, count)
     wish = Wish((term,), np.ones((1, count), np.float32))
@@ -333,7 +328,7 @@ class Composer:
   @property
   def empty_caption(self) -> np.ndarray | None:
     """What a missing caption is, (T + 1, D); None where it is dropped instead."""
-    asked = self._stages[0].config.sample.empty_caption
+    asked = self.stages[0].config.sample.empty_caption
     return self._blank if asked and 'caption' in self.names else None
 
   def _origin(self, base: Mapping[str, np.ndarray] | None, count: int) -> Branch | None:
@@ -401,7 +396,7 @@ class Composer:
         f'size is {size}; expected one of {", ".join(map(str, self.sizes))}, the sizes'
         ' of the stages.'
       )
-    stages = self._stages
+    stages = self.stages
     if size is not None:
       stages = stages[: self.sizes.index(size) + 1]
     asked = dict(sampling)

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -166,11 +166,21 @@ def _load_weights(
   return graph, read_state(directory, step, rest)['params'], step
 
 
+def tensor_name(path: Iterable[str | int]) -> str:
+  """What the parameter at a path is called in files that are exported."""
+  return '.'.join(map(str, path))
+
+
+def upsampler_folders(directory: pathlib.Path) -> list[pathlib.Path]:
+  """The folders of a model's upsamplers, by name."""
+  return [path for path in sorted(directory.glob('upsampler*')) if path.is_dir()]
+
+
 def _read_tensors(directory: pathlib.Path, shapes: nnx.State) -> nnx.State:
   """Exported weights, each put on the devices as `shapes` says."""
   files = open_weights(directory)
   flat: Any = dict(nnx.to_flat_state(shapes))
-  names = {'.'.join(map(str, path)): path for path in flat}
+  names = {tensor_name(path): path for path in flat}
   wrong = [
     f'{name} {flat[path].shape}'
     for name, path in names.items()

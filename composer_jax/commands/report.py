@@ -61,10 +61,10 @@ def _rejected(data: pathlib.Path) -> list[dict[str, str]]:
 
 def _commands(info: Mapping[str, Any], flags: argparse.Namespace) -> list[str]:
   """What makes the data, the model and the page again, in this order."""
-  from composer_jax.trained import INPUTS
+  from composer_jax.trained import INPUTS, upsampler_folders
 
   commands = [_prepare(info, flags.data)]
-  upsamplers = sorted(path.name for path in flags.model.glob('upsampler*'))
+  upsamplers = [path.name for path in upsampler_folders(flags.model)]
   for stage in ('encoder', 'prior', 'base', *upsamplers):
     folder = flags.model / stage
     if not (folder / INPUTS).is_file():

@@ -32,6 +32,8 @@ from composer_jax.trained import (
   load_weights,
   read_config,
   read_inputs,
+  tensor_name,
+  upsampler_folders,
 )
 from composer_jax.weights.sampler_export import export_sampler
 
@@ -101,7 +103,7 @@ def stages_in(workdir: pathlib.Path) -> dict[str, pathlib.Path]:
   if (workdir / 'config.json').is_file():
     return {_name_of(read_config(workdir)): workdir}
   names = ('encoder', 'prior', 'base')
-  folders = [workdir / name for name in names] + sorted(workdir.glob('upsampler*'))
+  folders = [workdir / name for name in names] + upsampler_folders(workdir)
   found = {f.name: f for f in folders if (f / 'config.json').is_file()}
   if not found:
     raise FileNotFoundError(
@@ -169,7 +171,7 @@ def _write_sampler(folder: pathlib.Path, about: Mapping[str, Any], batch: int) -
 def named_tensors(weights: nnx.State) -> dict[str, np.ndarray]:
   """Parameters by their paths, joined by full stops."""
   flat: Any = nnx.to_flat_state(weights)
-  return {'.'.join(map(str, path)): np.asarray(leaf[...]) for path, leaf in flat}
+  return {tensor_name(path): np.asarray(leaf[...]) for path, leaf in flat}
 
 
 def write_tensors(

@@ -21,6 +21,7 @@ from composer_jax.conditions import by_name
 from composer_jax.files import write_json
 from composer_jax.sampling.cascade import Denoising, trace_cascade
 from composer_jax.sampling.guidance import Branch, Wish
+from composer_jax.trained import tensor_name
 
 PROGRAM, ABOUT = 'sampler.stablehlo', 'sampler.json'
 
@@ -116,7 +117,7 @@ def _completed(
 def _to_shapes(weights: nnx.State) -> dict[str, jax.ShapeDtypeStruct]:
   flat: Any = nnx.to_flat_state(weights)
   return {
-    '.'.join(map(str, path)): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    tensor_name(path): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
     for path, leaf in flat
   }
 
@@ -124,5 +125,5 @@ def _to_shapes(weights: nnx.State) -> dict[str, jax.ShapeDtypeStruct]:
 def _from_tensors(like: nnx.State, tensors: Arrays) -> nnx.State:
   flat: Any = nnx.to_flat_state(like)
   return nnx.from_flat_state(
-    [(path, leaf.replace(tensors['.'.join(map(str, path))])) for path, leaf in flat]
+    [(path, leaf.replace(tensors[tensor_name(path)])) for path, leaf in flat]
   )

@@ -122,7 +122,7 @@ def test_a_smaller_size_is_what_the_next_stage_begins_with(cascade):
     cascade.compose(wish, seeds=seeds, size=size).shape[1] for size in cascade.sizes
   ]
   assert sides == [8, 16, 32]
-  shorter = Composer(cascade._stages[:2], None)
+  shorter = Composer(list(cascade.stages[:2]), None)
   np.testing.assert_array_equal(
     cascade.compose(wish, seeds=seeds, size=16), shorter.compose(wish, seeds=seeds)
   )
