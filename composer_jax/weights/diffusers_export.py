@@ -15,7 +15,17 @@ from composer_jax.models.prior import PUBLISHED_STEPS, PriorConfig
 from composer_jax.models.unet import UNetConfig, unroll
 from composer_jax.trained import load_weights, read_inputs
 from composer_jax.weights import karlo_decoder, karlo_prior
-from composer_jax.weights.export import DTYPES, LIMIT, stages_in, write_tensors
+from composer_jax.weights.export import (
+  ABOUT,
+  DTYPES,
+  LIMIT,
+  about_model,
+  about_stage,
+  condition_specs,
+  stages_in,
+  without_paths,
+  write_tensors,
+)
 from composer_jax.weights.mapping import give
 from composer_jax.weights.unet_weights import unet_sources
 
@@ -31,6 +41,8 @@ def export_diffusers(
   limit: int = LIMIT,
 ) -> list[str]:
   """Writes prior, decoder and super-resolution as diffusers has them.
+
+  Beside them, `model.json` says where they come from and under which licence.
 
   Args:
     workdir: a model folder, or that of a single run or import. Its dual encoder is left
@@ -48,23 +60,27 @@ def export_diffusers(
     FileExistsError: something is in `out`.
     ValueError: a model has no counterpart in diffusers; says why.
   """
+  about = about_model(ema, DTYPES[dtype])
   with whole_folder(out) as part:
     for name, source in stages_in(workdir).items():
       if name == 'encoder':
         continue
-      config, weights, _ = load_weights(source, ema=ema)
-      shapes = read_inputs(source)['condition_shapes']
+      config, weights, step = load_weights(source, ema=ema)
+      inputs = without_paths(read_inputs(source)) | {'step': step}
+      shapes = inputs['condition_shapes']
       for folder, (fields, tensors) in _models(name, config, weights, shapes).items():
         (part / folder).mkdir()
         cast = {key: x.astype(DTYPES[dtype], copy=False) for key, x in tensors.items()}
         write_tensors(part / folder, cast, limit, STEM)
         write_json(part / folder / 'config.json', fields)
-    names = sorted(path.name for path in part.iterdir())
-    if not names:
+        about['stages'][folder] = about_stage(config, inputs)
+      about['conditions'] |= condition_specs(config, inputs)
+    if not about['stages']:
       raise ValueError(
         f'{workdir} holds nothing but a dual encoder, which diffusers has no class for.'
       )
-  return names
+    write_json(part / ABOUT, about)
+  return sorted(about['stages'])
 
 
 _Weights = Mapping[Any, Any]

@@ -126,13 +126,7 @@ def _write(
   dtype: np.dtype,
   limit: int,
 ) -> dict[str, Any]:
-  about: dict[str, Any] = {
-    'format': 1,
-    'composer_jax': composer_jax.__version__,
-    'weights': {'averaged': ema, 'dtype': dtype.name},
-    'stages': {},
-    'conditions': {},
-  }
+  about = about_model(ema, dtype)
   renamed: dict[str, str] = {}
   for name, source in stages.items():
     config, weights, step = load_weights(source, ema=ema)
@@ -143,7 +137,7 @@ def _write(
       renamed[before] = digest_of_weights(again)
     (folder / name).mkdir()
     write_tensors(folder / name, named_tensors(weights), limit)
-    inputs = _without_paths(read_inputs(source)) | {'step': step}
+    inputs = without_paths(read_inputs(source)) | {'step': step}
     # The encoder whose embeddings these are has other bits now.
     for made_by in inputs.get('encoders', {}).values():
       made_by['weights'] = renamed.get(made_by['weights'], made_by['weights'])
@@ -151,8 +145,8 @@ def _write(
     if (source / 'tokenizer' / TOKENIZER).is_file():
       shutil.copytree(source / 'tokenizer', folder / name / 'tokenizer')
     write_text(folder / name / 'config.json', _portable(config).to_json())
-    about['stages'][name] = _about_stage(config, inputs)
-    about['conditions'] |= _specs(config, inputs)
+    about['stages'][name] = about_stage(config, inputs)
+    about['conditions'] |= condition_specs(config, inputs)
   return about
 
 
@@ -230,7 +224,7 @@ def _portable(config: Config) -> Config:
   )
 
 
-def _without_paths(inputs: Mapping[str, Any]) -> dict[str, Any]:
+def without_paths(inputs: Mapping[str, Any]) -> dict[str, Any]:
   """What a run says of itself, with the names of folders for their absolute paths."""
   clean = dict(inputs)
   if 'command' in clean:
@@ -252,7 +246,24 @@ def _name_in(text: str, mark: str) -> str:
   return f'{before}{found}{path}'
 
 
-def _about_stage(config: Config, inputs: Mapping[str, Any]) -> dict[str, Any]:
+def about_model(averaged: bool, dtype: np.dtype) -> dict[str, Any]:
+  """What `model.json` says before anything is said of stages and conditions."""
+  return {
+    'format': 1,
+    'composer_jax': composer_jax.__version__,
+    'weights': {'averaged': averaged, 'dtype': dtype.name},
+    'stages': {},
+    'conditions': {},
+  }
+
+
+def about_stage(config: Config, inputs: Mapping[str, Any]) -> dict[str, Any]:
+  """Licence, provenance, schedule and preprocessing of a stage.
+
+  Args:
+    config: of its run.
+    inputs: what its run says of itself, and `step`.
+  """
   about: dict[str, Any] = {
     'stage': config.stage,
     'step': inputs['step'],
@@ -282,7 +293,7 @@ def _about_stage(config: Config, inputs: Mapping[str, Any]) -> dict[str, Any]:
   return about
 
 
-def _specs(config: Config, inputs: Mapping[str, Any]) -> dict[str, Any]:
+def condition_specs(config: Config, inputs: Mapping[str, Any]) -> dict[str, Any]:
   """What a model is told, as it is stored."""
   shapes = inputs['condition_shapes']
   sides = [shape[0] for shape in shapes.values() if len(shape) == 3]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import diffusers
 import numpy as np
@@ -34,6 +35,7 @@ from tests.composer_jax.weights.diffusers_folders import (
 def pipeline(tmp_path_factory):
   """Their models in a folder, and a model folder of ours with the same weights."""
   theirs = tmp_path_factory.mktemp('karlo')
+  (theirs / 'README.md').write_text('---\nlicense: openrail-m\n---\n')
   write_decoder(theirs)
   upsampler().save_pretrained(theirs / 'super_res_first')
   prior = diffusers.PriorTransformer(
@@ -70,7 +72,12 @@ def test_what_was_imported_comes_back_bit_for_bit(pipeline, tmp_path, capsys):
   assert cli.main([*words, '--out', str(tmp_path / 'out')]) == 0
   names = sorted(CLASSES)
   assert capsys.readouterr().out.startswith(', '.join(names))
-  assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == names
+  assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == sorted(
+    [*names, 'model.json']
+  )
+  about = json.loads((tmp_path / 'out' / 'model.json').read_text())
+  assert sorted(about['stages']) == names
+  assert about['stages']['decoder']['imported']['licence'] == 'openrail-m'
   for name, kind in CLASSES.items():
     before = kind.from_pretrained(theirs / name).state_dict()
     after = kind.from_pretrained(tmp_path / 'out' / name).state_dict()
