@@ -37,13 +37,15 @@ class Ours:
     size, batch = config.unet.image_size, config.data.batch_size
     rng = np.random.default_rng(0)
     shapes = {'caption': (TOKENS + 1, WIDTH)}
-    stage, mesh = Diffusion(config, shapes), make_mesh()
+    stage, mesh = Diffusion(config, shapes), make_mesh(config.mesh)
     self._batch = put_batch(
       mesh,
+      config.mesh.rules,
       {
         'image': rng.integers(0, 256, (batch, size, size, 3), np.uint8),
         'caption': rng.normal(size=(batch, *shapes['caption'])).astype(np.float16),
       },
+      batch,
     )
     graph, self.state = initial_state(stage, config)
     self.parameters = sum(x.size for x in jax.tree.leaves(self.state.params))

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
+import shutil
+import warnings
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 FOLDER = 'checkpoints'
+DAMAGED = 'damaged-checkpoints'
 
 
 class Checkpoints:
@@ -22,6 +28,7 @@ class Checkpoints:
   """
 
   def __init__(self, workdir: pathlib.Path, keep: int):
+    self._workdir = workdir
     self._manager = ocp.CheckpointManager(
       (workdir / FOLDER).absolute(),
       options=ocp.CheckpointManagerOptions(max_to_keep=keep),
@@ -51,17 +58,59 @@ class Checkpoints:
       force=True,
     )
 
-  def restore(self, step: int, state: Any, ema: Any) -> tuple[Any, Any, dict[str, Any]]:
-    """Reads what `save` was given, into the shapes and shardings of two trees."""
-    items = self._manager.restore(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(state),
-        ema=ocp.args.StandardRestore(ema),
-        data=ocp.args.JsonRestore(),
-      ),
-    )
-    return items.state, items.ema, items.data
+  def restore_newest(
+    self, state: Any, ema: Any
+  ) -> tuple[int, Any, Any, dict[str, Any]]:
+    """Reads the newest checkpoint that can be read.
+
+    Newer ones that are damaged are moved to `damaged-checkpoints/`, with a warning.
+
+    Args:
+      state: shapes and shardings of what only training needs.
+      ema: the same of the averaged weights.
+
+    Returns:
+      Its step, and what `save` was given.
+
+    Raises:
+      Exception: what the newest one raised, if no other can be read; all stay.
+    """
+    first: Exception | None = None
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    for step in steps:
+      try:
+        items = self._manager.restore(
+          step,
+          args=ocp.args.Composite(
+            state=ocp.args.StandardRestore(state),
+            ema=ocp.args.StandardRestore(ema),
+            data=ocp.args.JsonRestore(),
+          ),
+        )
+      except Exception as error:  # Whatever a library says of bytes that are not whole.
+        first = first or error
+        continue
+      self._move_aside([damaged for damaged in steps if damaged > step], first)
+      return step, items.state, items.ema, items.data
+    assert first is not None  # There is a checkpoint, or none would be asked for.
+    raise first
+
+  def _move_aside(self, steps: list[int], error: Exception | None) -> None:
+    if not steps:
+      return
+    for step in steps:
+      place = self._workdir / DAMAGED / str(step)
+      warnings.warn(
+        f'{self._workdir / FOLDER / str(step)} is damaged and now in {place}; going on'
+        f' from the one before. {type(error).__name__}: {error}',
+        stacklevel=2,
+      )
+      if jax.process_index() == 0:
+        place.parent.mkdir(exist_ok=True)
+        shutil.rmtree(place, ignore_errors=True)
+        os.replace(self._workdir / FOLDER / str(step), place)
+    multihost_utils.sync_global_devices('damaged checkpoints')
+    self._manager.reload()
 
   def wait(self) -> None:
     """Returns when everything is on disk."""

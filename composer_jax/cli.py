@@ -13,6 +13,7 @@ VERBS = {
   'prepare': 'images to a data set with all conditions',
   'decompose': 'one image to its conditions, as arrays and pictures',
   'describe': 'modules, parameters, FLOPs and sharding of a model, without making it',
+  'compile': 'what a config costs on TPUs that are not at hand',
   'import': 'published weights to a model folder',
   'train': 'train a stage: dual encoder, base model or upsampler',
   'export': 'a trained model as a folder to hand on, or for diffusers',

@@ -20,6 +20,7 @@ from composer_jax.files import read_json
 from composer_jax.models.clip import ClipConfig
 from composer_jax.models.prior import PriorConfig
 from composer_jax.models.unet import UNetConfig
+from composer_jax.sharding.mesh import MeshConfig
 
 
 def _check(part: str, config: Any, **ranges: tuple[float, float]) -> None:
@@ -165,6 +166,13 @@ class TrainConfig:
     save_every: steps between checkpoints.
     keep: checkpoints that are kept.
     sample_every: steps between grids of samples in the event files; 0 for none.
+    on_spike: what is done with a step whose loss or gradient is not finite, or whose
+      gradient is a spike: `stop` the run; `skip` the update; or `rollback` to the last
+      checkpoint, and go on from there with other data.
+    spike: how many times its running mean the norm of a gradient must exceed to be a
+      spike; 0 for any size.
+    hang_seconds: without a next step, after which the run ends with a message that
+      names the process that hangs; 0 for never.
     seed: of the weights, the data order, and all noise.
   """
 
@@ -175,6 +183,9 @@ class TrainConfig:
   save_every: int = 500
   keep: int = 3
   sample_every: int = 0
+  on_spike: Literal['stop', 'skip', 'rollback'] = 'stop'
+  spike: float = 0.0
+  hang_seconds: float = 1800.0
   seed: int = 0
 
   def __post_init__(self):
@@ -187,27 +198,10 @@ class TrainConfig:
       save_every=(1, math.inf),
       keep=(1, math.inf),
       sample_every=(0, math.inf),
+      spike=(0, sys.float_info.max),
+      hang_seconds=(0, sys.float_info.max),
       seed=(0, 2**32 - 1),
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-  """The mesh of devices; -1 takes what is left.
-
-  Attributes:
-    data: devices along which the batch is split.
-    fsdp: devices along which batch, parameters and optimiser state are split.
-    spatial: devices along which a U-Net's images are split by rows when it samples,
-      for images that are too large for one of them. Training does not split images.
-  """
-
-  data: int = -1
-  fsdp: int = 1
-  spatial: int = 1
-
-  def __post_init__(self):
-    _check('mesh', self, spatial=(1, math.inf))
 
 
 @dataclasses.dataclass(frozen=True)

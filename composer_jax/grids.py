@@ -45,9 +45,9 @@ class GridSampler:
       )
       for c in chosen
     }
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+    mesh = make_mesh(config.mesh)
     graph, shapes = abstract_state(stage, config, mesh)
-    self._denoising = Denoising(config, stage.condition_shapes, graph, shapes.ema)
+    self._denoising = Denoising(config, stage.condition_shapes, graph, shapes.ema, mesh)
 
   def __call__(self, state: TrainState, step: int) -> np.ndarray:
     """Draws the grid: uint8 (rows * S, columns * S, 3)."""

@@ -144,7 +144,7 @@ def read_inputs(directory: pathlib.Path) -> dict[str, Any]:
 
 def _mesh(config: config_lib.Config) -> Mesh:
   """All devices: those that do not split images split the weights."""
-  return make_mesh(1, -1, config.mesh.spatial)
+  return make_mesh(dataclasses.replace(config.mesh, data=1, fsdp=-1, tensor=1))
 
 
 def _condition_shapes(directory: pathlib.Path) -> dict[str, tuple[int, ...]]:
@@ -256,7 +256,7 @@ def load_prior(directory: pathlib.Path) -> Imagining:
   if config.stage != 'prior':
     raise ValueError(f'{directory} holds a {config.stage} model, not a prior.')
   graph, weights, _ = _load_weights(directory, PriorDiffusion(config), config)
-  return Imagining(config, graph, weights)
+  return Imagining(config, graph, weights, _mesh(config))
 
 
 def check_encoder(directory: pathlib.Path, encoder: TrainedEncoder, stage: str) -> None:

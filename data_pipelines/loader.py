@@ -28,8 +28,7 @@ def batches(
   batch_size: int,
   seed: int,
   conditions: Iterable[str] | None = None,
-  process_index: int = 0,
-  process_count: int = 1,
+  rows: Sequence[int] | None = None,
   flip: bool = True,
   workers: int = 0,
   epochs: int | None = None,
@@ -48,8 +47,7 @@ def batches(
     seed: of everything drawn at random, 0 to 2**32 - 1.
     conditions: names of the conditions wanted; by default all in `dataset` and
       all that are drawn from the image each time.
-    process_index: of this process.
-    process_count: number of processes; divides `batch_size`.
+    rows: places in each batch that this process takes; all if None.
     flip: whether to mirror half of the samples, images and maps alike.
     workers: processes that read ahead, or 0 for a thread.
     epochs: how often to go through the data; without end if None. What is left
@@ -57,20 +55,20 @@ def batches(
     with_text: whether to give the captions too.
 
   Returns:
-    An iterator over dicts of arrays with `batch_size / process_count` rows:
-    `image`, uint8 (B, S, S, 3), and each condition as its spec says. With
-    `with_text`, also `text`, a list of str.
+    An iterator over dicts of arrays with a row for each of `rows`: `image`, uint8
+    (B, S, S, 3), and each condition as its spec says. With `with_text`, also `text`, a
+    list of str.
 
   Raises:
     ValueError: there are fewer samples than one batch takes, an argument is out of
       range, or a condition is not there or was stored by another version.
   """
-  if batch_size < 1 or process_count < 1 or batch_size % process_count:
+  rows = range(batch_size) if rows is None else rows
+  if batch_size < 1 or not rows or not 0 <= min(rows) <= max(rows) < batch_size:
     raise ValueError(
-      f'batch_size {batch_size} cannot be shared by {process_count} processes.'
+      f'batch_size {batch_size}, rows {list(rows)}; expected at least one row, and all'
+      ' of them under the size of the batch.'
     )
-  if not 0 <= process_index < process_count:
-    raise ValueError(f'process_index {process_index}, expected under {process_count}.')
   total = len(dataset) * (1 if epochs is None else epochs)
   # Without end, even a single image fills a batch, again and again.
   if not len(dataset) or (epochs is not None and total < batch_size):
@@ -97,8 +95,8 @@ def batches(
   )
   if epochs is not None:  # Every process must see the same number of batches.
     samples = samples[: total // batch_size * batch_size]
-  pipeline = samples[process_index::process_count].batch(
-    batch_size // process_count,
+  pipeline = _Rows(samples, batch_size, rows).batch(
+    len(rows),
     drop_remainder=True,
     batch_fn=_Stack(('image', *(c.name for c in chosen)), with_text),
   )
@@ -171,6 +169,25 @@ class Batches(Iterator[dict[str, Any]]):
     if self._iterator is not None:
       self._iterator.close()
       self._iterator = None
+
+
+class _Rows(grain.MapDataset[Record]):
+  """Of every batch of samples, only some: what one process takes."""
+
+  def __init__(
+    self, samples: grain.MapDataset[Record], batch_size: int, rows: Sequence[int]
+  ):
+    super().__init__(samples)
+    self._batch_size, self._rows = batch_size, rows
+
+  def __len__(self) -> int:
+    return len(self._parent) // self._batch_size * len(self._rows)
+
+  def __getitem__(self, index: Any) -> Any:
+    if isinstance(index, slice):
+      return self.slice(index)
+    batch, row = divmod(index, len(self._rows))
+    return self._parent[batch * self._batch_size + self._rows[row]]
 
 
 class _Augment:

@@ -28,8 +28,8 @@ def table(found: Description, depth: int) -> str:
   lines = [('module', 'shape', 'parameters', 'FLOPs an image', 'sharding')]
   for name, rows in modules.items():
     alone = rows[0] if len(rows) == 1 and rows[0].path == name else None
-    split = {axis for row in rows for axis in row.sharding if axis}
-    whole = [axis or '-' for axis in alone.sharding] if alone else sorted(split)
+    split = {_words(axis) for row in rows for axis in row.sharding if axis}
+    whole = [_words(axis) for axis in alone.sharding] if alone else sorted(split)
     lines.append(
       (
         name,
@@ -44,6 +44,11 @@ def table(found: Description, depth: int) -> str:
   total = (f'{found.parameters:,}', _short(found.forward_flops))
   lines.append(('total', '', *total, ''))
   return _aligned(lines)
+
+
+def _words(axes: str | tuple[str, ...] | None) -> str:
+  """Axes of the mesh along one axis of an array."""
+  return axes if isinstance(axes, str) else '+'.join(axes or ('-',))
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> str:

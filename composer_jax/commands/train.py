@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import pathlib
 import shlex
 import warnings
@@ -22,8 +23,10 @@ from composer_jax.files import read_json, write_json, write_text
 from composer_jax.grids import GridSampler
 from composer_jax.models.tokenizer import FILE_NAME as TOKENIZER_FILE
 from composer_jax.models.tokenizer import Tokenizer
+from composer_jax.sharding.mesh import local_rows, make_mesh
 from composer_jax.trained import INPUTS, load_weights
 from composer_jax.training import loop
+from composer_jax.training.processes import join
 from composer_jax.training.stages import Diffusion, DualEncoder, PriorDiffusion
 from composer_jax.training.step import Stage
 from composer_jax.training.warm_start import Start, start_from
@@ -62,7 +65,8 @@ def fit_tokenizer(
       )
     model = config.clip
     tokenizer = Tokenizer.train(texts, model.vocab_size, model.context_length)
-    tokenizer.save(folder)
+    if jax.process_index() == 0:  # All train the same one.
+      tokenizer.save(folder)
   model = dataclasses.replace(
     config.clip,
     vocab_size=tokenizer.vocab_size,
@@ -71,8 +75,8 @@ def fit_tokenizer(
   return dataclasses.replace(config, model=model), tokenizer
 
 
-def write_config(config: Config, workdir: pathlib.Path) -> None:
-  """Keeps the resolved config; refuses to mix two in one folder.
+def keep_config(config: Config, workdir: pathlib.Path) -> None:
+  """Keeps the resolved config, in the first process; refuses to mix two in one folder.
 
   Raises:
     ValueError: the folder holds a run with another model or diffusion.
@@ -91,7 +95,8 @@ def write_config(config: Config, workdir: pathlib.Path) -> None:
       raise ValueError(
         f'{workdir} holds another run: {"; ".join(differ)}. Use another --workdir.'
       )
-  write_text(path, config.to_json())
+  if jax.process_index() == 0:
+    write_text(path, config.to_json())
 
 
 class Setup(NamedTuple):
@@ -191,8 +196,7 @@ def _batches(config: Config, dataset: PreparedDataset, **wanted: Any) -> Batches
     dataset,
     batch_size=config.data.batch_size,
     seed=config.train.seed,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
+    rows=local_rows(make_mesh(config.mesh), config.mesh.rules, config.data.batch_size),
     flip=config.data.flip,
     workers=config.data.workers,
     **wanted,
@@ -210,11 +214,30 @@ def main(argv: list[str]) -> int:
   )
   parser.add_argument('--workdir', type=pathlib.Path, required=True, metavar='DIR')
   parser.add_argument('--config', metavar='FILE', help='such as configs/demo/base.py')
+  parser.add_argument(
+    '--profile',
+    type=int,
+    nargs='?',
+    const=5,
+    default=0,
+    metavar='STEPS',
+    help='trace some steps (5), for TensorBoard or Perfetto, to WORKDIR/profile',
+  )
+  parser.add_argument(
+    '--preempted-exit-code',
+    type=int,
+    default=0,
+    metavar='N',
+    help='exit status when a signal has stopped the run, which is saved; schedulers'
+    ' start what ends with another than 0 again',
+  )
   flags, rest = parser.parse_known_args(argv)
   given = [f'--config={flags.config}'] if flags.config else []
   config = config_lib.parse([*given, *rest])
   if not config.data.path:
     raise ValueError('config.data.path is empty; give --config.data.path=DIR.')
+  _keep_programs()
+  join()
   workdir = flags.workdir
   workdir.mkdir(parents=True, exist_ok=True)
 
@@ -225,9 +248,11 @@ def main(argv: list[str]) -> int:
     setup = _prior(config, dataset)
   else:
     setup = _diffusion(config, dataset)
-  write_config(setup.config, workdir)
+  first = jax.process_index() == 0
   finished = workdir / FINISHED
-  finished.unlink(missing_ok=True)
+  keep_config(setup.config, workdir)
+  if first:
+    finished.unlink(missing_ok=True)
   inputs = {
     'condition_shapes': setup.shapes,
     'data': {key: dataset.info[key] for key in ('source', 'licence', 'credit')},
@@ -241,7 +266,8 @@ def main(argv: list[str]) -> int:
   }
   if origin := config.train.start_from:
     inputs['started_from'] = pathlib.Path(origin).absolute().name
-  write_json(workdir / INPUTS, inputs)
+  if first:
+    write_json(workdir / INPUTS, inputs)
 
   def start() -> Start:
     old, weights, _ = load_weights(origin)
@@ -254,10 +280,21 @@ def main(argv: list[str]) -> int:
     workdir,
     setup.sampler,
     start if origin else None,
+    profile=flags.profile,
   )
-  if run.finished:
+  if not run.finished:
+    if first:
+      print(f'Interrupted at step {run.step} and saved; run again to go on.')
+    return flags.preempted_exit_code
+  if first:
     finished.touch()
     print(f'Trained {run.step} steps; the model is in {workdir}.')
-  else:
-    print(f'Interrupted at step {run.step} and saved; run again to go on.')
   return 0
+
+
+def _keep_programs() -> None:
+  """Keeps compiled programs for the next start, where nothing else is said."""
+  if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+    base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+    folder = pathlib.Path(base) / 'composer_jax' / 'programs'
+    jax.config.update('jax_compilation_cache_dir', str(folder))

@@ -23,6 +23,9 @@ import jax
 from flax import nnx
 from jax import numpy as jnp
 
+from composer_jax.models.layers import INWARD, OUTER, OUTWARD
+from composer_jax.sharding.rules import Axes
+
 # Greek-key of shapes below: B batch, S side of the image, T tokens (words or
 # patches), W width of a tower, H heads, D width of the shared space.
 
@@ -176,18 +179,30 @@ def _linear(
   config: ClipConfig,
   rngs: nnx.Rngs,
   bias: bool = True,
+  axes: Axes = OUTER,
 ) -> nnx.Linear:
-  init, dtype = nnx.initializers.normal(std), jnp.dtype(config.dtype)
   return nnx.Linear(
-    inputs, outputs, use_bias=bias, kernel_init=init, dtype=dtype, rngs=rngs
+    inputs,
+    outputs,
+    use_bias=bias,
+    kernel_init=nnx.initializers.normal(std),
+    kernel_metadata={'axes': axes},
+    dtype=jnp.dtype(config.dtype),
+    rngs=rngs,
   )
 
 
 def _embedding(
   count: int, width: int, std: float, config: ClipConfig, rngs: nnx.Rngs
 ) -> nnx.Embed:
-  init, dtype = nnx.initializers.normal(std), jnp.dtype(config.dtype)
-  return nnx.Embed(count, width, embedding_init=init, dtype=dtype, rngs=rngs)
+  return nnx.Embed(
+    count,
+    width,
+    embedding_init=nnx.initializers.normal(std),
+    embedding_metadata={'axes': (None, 'features')},
+    dtype=jnp.dtype(config.dtype),
+    rngs=rngs,
+  )
 
 
 def _layer_norm(width: int, config: ClipConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -208,10 +223,10 @@ class Attention(nnx.Module):
   ):
     self.heads = heads
     self.causal = causal
-    self.q_proj = _linear(width, width, width**-0.5, config, rngs)
-    self.k_proj = _linear(width, width, width**-0.5, config, rngs)
-    self.v_proj = _linear(width, width, width**-0.5, config, rngs)
-    self.out_proj = _linear(width, width, out_std, config, rngs)
+    self.q_proj = _linear(width, width, width**-0.5, config, rngs, axes=INWARD)
+    self.k_proj = _linear(width, width, width**-0.5, config, rngs, axes=INWARD)
+    self.v_proj = _linear(width, width, width**-0.5, config, rngs, axes=INWARD)
+    self.out_proj = _linear(width, width, out_std, config, rngs, axes=OUTWARD)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     split = (*x.shape[:2], self.heads, -1)
@@ -228,8 +243,8 @@ class Mlp(nnx.Module):
   def __init__(self, width: int, out_std: float, config: ClipConfig, rngs: nnx.Rngs):
     hidden = width * config.mlp_ratio
     self.activation = config.activation
-    self.fc1 = _linear(width, hidden, (2 * width) ** -0.5, config, rngs)
-    self.fc2 = _linear(hidden, width, out_std, config, rngs)
+    self.fc1 = _linear(width, hidden, (2 * width) ** -0.5, config, rngs, axes=INWARD)
+    self.fc2 = _linear(hidden, width, out_std, config, rngs, axes=OUTWARD)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))

@@ -13,6 +13,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from composer_jax.sharding.rules import Axes, constrain
+
+# Logical axes of kernels: inputs, outputs.
+OUTER: Axes = ('features', 'features')
+INWARD: Axes = ('features', 'hidden')
+OUTWARD: Axes = ('hidden', 'features')
+
+IMAGE: Axes = ('batch', 'rows', None, None)
+INSIDE: Axes = ('batch', 'rows', None, 'hidden')
+"""Logical axes of images between blocks, and inside one."""
+
 
 def timestep_embedding(t: jax.Array, width: int) -> jax.Array:
   """Sinusoidal features of steps t (B,): float32 (B, width), cosines first."""
@@ -50,9 +61,18 @@ def downsample(x: jax.Array) -> jax.Array:
 class Dense(nnx.Module):
   """A linear map of the last axis, computed in the dtype of its input."""
 
-  def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs, zero: bool = False):
+  def __init__(
+    self,
+    inputs: int,
+    outputs: int,
+    *,
+    rngs: nnx.Rngs,
+    zero: bool = False,
+    axes: Axes = OUTER,
+  ):
     init = nnx.initializers.zeros if zero else nnx.initializers.lecun_normal()
-    self.kernel = nnx.Param(init(rngs.params(), (inputs, outputs), jnp.float32))
+    kernel = init(rngs.params(), (inputs, outputs), jnp.float32)
+    self.kernel = nnx.Param(kernel, axes=axes)
     self.bias = nnx.Param(jnp.zeros(outputs))
 
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -69,9 +89,11 @@ class Conv3x3(nnx.Module):
     *,
     rngs: nnx.Rngs,
     zero: bool = False,
+    axes: Axes = OUTER,
   ):
     init = nnx.initializers.zeros if zero else nnx.initializers.lecun_normal()
-    self.kernel = nnx.Param(init(rngs.params(), (3, 3, inputs, outputs), jnp.float32))
+    kernel = init(rngs.params(), (3, 3, inputs, outputs), jnp.float32)
+    self.kernel = nnx.Param(kernel, axes=axes)
     self.bias = nnx.Param(jnp.zeros(outputs))
 
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -142,10 +164,10 @@ class ResBlock(nnx.Module):
     groups: int = 32,
   ):
     self.norm_in = GroupNorm(inputs, groups=groups)
-    self.conv_in = Conv3x3(inputs, outputs, rngs=rngs)
-    self.modulation = Dense(embedding, 2 * outputs, rngs=rngs)
+    self.conv_in = Conv3x3(inputs, outputs, rngs=rngs, axes=INWARD)
+    self.modulation = Dense(embedding, 2 * outputs, rngs=rngs, axes=INWARD)
     self.norm_out = GroupNorm(outputs, groups=groups)
-    self.conv_out = Conv3x3(outputs, outputs, rngs=rngs, zero=True)
+    self.conv_out = Conv3x3(outputs, outputs, rngs=rngs, zero=True, axes=OUTWARD)
     self.skip = Dense(inputs, outputs, rngs=rngs) if inputs != outputs else None
     self.resample = resample
     self.dropout = dropout
@@ -159,14 +181,14 @@ class ResBlock(nnx.Module):
       h, x = upsample(h), upsample(x)
     elif self.resample == 'down':
       h, x = downsample(h), downsample(x)
-    h = self.conv_in(h)
+    h = constrain(self.conv_in(h), *INSIDE)
     scale, shift = jnp.split(self.modulation(nnx.silu(embedding)), 2, axis=-1)
     h = nnx.silu(self.norm_out(h, scale, shift))
     if self.dropout and dropout_key is not None:
       keep = jax.random.bernoulli(dropout_key, 1 - self.dropout, h.shape)
       h = jnp.where(keep, h / (1 - self.dropout), 0)
     h = self.conv_out(h)
-    return h + (x if self.skip is None else self.skip(x))
+    return constrain(h + (x if self.skip is None else self.skip(x)), *IMAGE)
 
 
 class AttentionBlock(nnx.Module):
@@ -191,11 +213,13 @@ class AttentionBlock(nnx.Module):
       )
     self.heads = channels // head_width
     self.norm = GroupNorm(channels, groups=groups)
-    self.qkv = Dense(channels, 3 * channels, rngs=rngs)
+    self.qkv = Dense(channels, 3 * channels, rngs=rngs, axes=INWARD)
     self.context_kv = (
-      None if context_width is None else Dense(context_width, 2 * channels, rngs=rngs)
+      None
+      if context_width is None
+      else Dense(context_width, 2 * channels, rngs=rngs, axes=INWARD)
     )
-    self.out = Dense(channels, channels, rngs=rngs, zero=True)
+    self.out = Dense(channels, channels, rngs=rngs, zero=True, axes=OUTWARD)
 
   def __call__(
     self,
@@ -220,6 +244,9 @@ class AttentionBlock(nnx.Module):
       if context_mask is not None:
         own = ((0, 0), (0, h * w))
         mask = jnp.pad(context_mask, own, constant_values=True)[:, None, None]
-    q, k, v = (a.reshape(b, a.shape[1], self.heads, -1) for a in (q, k, v))
+    q, k, v = (
+      constrain(a.reshape(b, a.shape[1], self.heads, -1), 'batch', None, 'hidden', None)
+      for a in (q, k, v)
+    )
     attended = jax.nn.dot_product_attention(q, k, v, mask=mask)
-    return x + self.out(attended.reshape(b, h, w, c))
+    return constrain(x + self.out(attended.reshape(b, h, w, c)), *IMAGE)

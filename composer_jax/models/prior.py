@@ -18,8 +18,9 @@ import numpy as np
 from flax import nnx
 
 from composer_jax.conditions.statistics import EmbeddingStatistics
-from composer_jax.models.layers import Dense, timestep_embedding
+from composer_jax.models.layers import INWARD, OUTWARD, Dense, timestep_embedding
 from composer_jax.models.scan import make_layers, run_layers
+from composer_jax.sharding.rules import constrain
 
 EXTRA_TOKENS = 4
 """After the words: sentence, diffusion step, noised embedding, final token."""
@@ -103,13 +104,13 @@ class PriorLayer(nnx.Module):
     hidden = config.mlp_ratio * width
     self.heads, self.dropout = config.heads, config.dropout
     self.norm_attention = _layer_norm(width, config.dtype, rngs)
-    self.q = Dense(width, inner, rngs=rngs)
-    self.k = Dense(width, inner, rngs=rngs)
-    self.v = Dense(width, inner, rngs=rngs)
-    self.attention_out = Dense(inner, width, rngs=rngs, zero=True)
+    self.q = Dense(width, inner, rngs=rngs, axes=INWARD)
+    self.k = Dense(width, inner, rngs=rngs, axes=INWARD)
+    self.v = Dense(width, inner, rngs=rngs, axes=INWARD)
+    self.attention_out = Dense(inner, width, rngs=rngs, zero=True, axes=OUTWARD)
     self.norm_mlp = _layer_norm(width, config.dtype, rngs)
-    self.mlp_in = Dense(width, hidden, rngs=rngs)
-    self.mlp_out = Dense(hidden, width, rngs=rngs, zero=True)
+    self.mlp_in = Dense(width, hidden, rngs=rngs, axes=INWARD)
+    self.mlp_out = Dense(hidden, width, rngs=rngs, zero=True, axes=OUTWARD)
 
   def __call__(
     self, x: jax.Array, mask: jax.Array, dropout_key: jax.Array | None = None
@@ -124,12 +125,16 @@ class PriorLayer(nnx.Module):
     keys = [None] * 2 if dropout_key is None else jax.random.split(dropout_key)
     h = self.norm_attention(x)
     split = (*x.shape[:2], self.heads, -1)
-    q, k, v = (project(h).reshape(split) for project in (self.q, self.k, self.v))
+    q, k, v = (
+      constrain(project(h).reshape(split), 'batch', None, 'hidden', None)
+      for project in (self.q, self.k, self.v)
+    )
     h = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True)
     h = self.attention_out(h.reshape(*x.shape[:2], -1))
     x = x + _dropped(h, self.dropout, keys[0])
     h = jax.nn.gelu(self.mlp_in(self.norm_mlp(x)), approximate=False)
-    return x + self.mlp_out(_dropped(h, self.dropout, keys[1]))
+    x = x + self.mlp_out(_dropped(h, self.dropout, keys[1]))
+    return constrain(x, 'batch', None, None)
 
 
 class Prior(nnx.Module):

@@ -14,6 +14,7 @@ from flax import nnx
 
 from composer_jax.models.condition_encoder import ConditionEncoder, Encoded
 from composer_jax.models.layers import (
+  IMAGE,
   AttentionBlock,
   Conv3x3,
   Dense,
@@ -23,6 +24,7 @@ from composer_jax.models.layers import (
   timestep_embedding,
   unfold,
 )
+from composer_jax.sharding.rules import constrain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +59,9 @@ class UNetConfig:
     scan: whether blocks of equal shape that follow each other are stacked and scanned,
       so that they are compiled as one. Same numbers, other parameter tree: `roll` and
       `unroll` convert.
+    remat: what the backward pass computes again instead of keeping it: `none`;
+      `cheap`, all but convolutions and matrix products; or `blocks`, all but what
+      enters each block.
     dtype: what it computes in; parameters are float32.
   """
 
@@ -79,6 +84,7 @@ class UNetConfig:
   level_embedding: bool = True
   learned_variance: bool = False
   scan: bool = False
+  remat: Literal['none', 'cheap', 'blocks'] = 'none'
   dtype: Literal['float32', 'bfloat16'] = 'bfloat16'
 
   def __post_init__(self):
@@ -167,6 +173,11 @@ def block_shapes(config: UNetConfig) -> tuple[list[Shape], list[Shape], list[Sha
     if level:
       up.append(Shape(width, width, False, 'up'))
   return down, middle, up
+
+
+def _costly(primitive: Any, *_: Any, **__: Any) -> bool:
+  """Whether the backward pass keeps what a primitive gives."""
+  return primitive.name in ('conv_general_dilated', 'dot_general')
 
 
 def runs(shapes: Sequence[Shape], scan: bool) -> list[int]:
@@ -317,6 +328,9 @@ class UNet(nnx.Module):
         x = x if skip is None else jnp.concatenate([x, skip], axis=-1)
         return block(x, embedding, context, mask, key)
 
+      if config.remat != 'none':
+        kept = {'cheap': _costly, 'blocks': None}[config.remat]
+        apply = jax.checkpoint(apply, policy=kept, prevent_cse=count == 1)
       if count == 1:
         skip = skips[0] if skips else None
         x = apply(stage, x, skip, None if keys is None else keys[0])
@@ -333,7 +347,7 @@ class UNet(nnx.Module):
       return x, list(each)
 
     down, middle, up = block_shapes(config)
-    x = self.conv_in(x)
+    x = constrain(self.conv_in(x), *IMAGE)
     if self.maps_in is not None:
       empty = jnp.zeros((*x.shape[:3], config.local_width))
       local = empty if encoded.feature_map is None else encoded.feature_map

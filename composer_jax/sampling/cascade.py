@@ -40,7 +40,7 @@ from composer_jax.sampling.loop import (
 )
 from composer_jax.sampling.threshold import dynamic, static
 from composer_jax.sampling.tiles import in_tiles
-from composer_jax.sharding.mesh import split_rows
+from composer_jax.sharding.rules import laid_out
 
 CEILING = 2.0
 """Dynamic thresholding divides by at most this; data are within 1."""
@@ -65,7 +65,7 @@ class Plan(NamedTuple):
     dynamic: whether the threshold is.
     tile: side of the tiles that the network sees.
     overlap: of neighbouring tiles.
-    mesh: whose spatial devices share the rows of an image; one device if None.
+    mesh: whose devices share the batch and the rows of images; one device if None.
   """
 
   sampler: str
@@ -85,7 +85,7 @@ class Denoising:
     config: that it was trained with.
     condition_shapes: stored shape of each condition it knows.
     weights: of its model; others of the same shapes may be put in their place.
-    mesh: that the weights are on, if its spatial devices are to share each image.
+    mesh: that the weights are on; its devices share the batch and the images' rows.
   """
 
   def __init__(
@@ -313,10 +313,10 @@ def _reverse_process(
     levels = None if level is None else jnp.concatenate([level] * repeat)
 
     def network(images):
-      if plan.mesh is not None:
-        images = jax.tree.map(functools.partial(split_rows, plan.mesh), images)
       x_t, enlarged, maps = images
-      output = unet(x_t, t, {**stored, **maps}, kept, low_res=enlarged, level=levels)
+      given = {**stored, **maps}
+      with laid_out(plan.mesh, config.mesh.rules):
+        output = unet(x_t, t, given, kept, low_res=enlarged, level=levels)
       return output[..., :3]
 
     maps = {c.name: stored[c.name] for c in conditions if c.local and c.name in stored}

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from composer_jax.conditions import by_name
 from composer_jax.config import Config
@@ -18,6 +19,7 @@ from composer_jax.models.prior import Prior
 from composer_jax.sampling.ddim import ddim
 from composer_jax.sampling.guidance import Branch, Guidance, Wish, guide
 from composer_jax.sampling.loop import initial_noise, sample, timesteps
+from composer_jax.sharding.rules import laid_out
 
 
 class Imagining:
@@ -25,11 +27,19 @@ class Imagining:
 
   Attributes:
     config: that it was trained with.
+
+  The weights may be on a mesh, whose devices then share the batch.
   """
 
-  def __init__(self, config: Config, graph: nnx.GraphDef, weights: nnx.State):
+  def __init__(
+    self,
+    config: Config,
+    graph: nnx.GraphDef,
+    weights: nnx.State,
+    mesh: Mesh | None = None,
+  ):
     self.config, self._weights = config, weights
-    self._sample = jax.jit(functools.partial(sample_prior, config, graph))
+    self._sample = jax.jit(functools.partial(sample_prior, config, graph, mesh))
 
   def __call__(
     self, captions: np.ndarray, seeds: np.ndarray, blank: np.ndarray | None = None
@@ -50,10 +60,17 @@ class Imagining:
     made = self._sample(self._weights, captions, keys, blank)
     return np.asarray(made).astype(dtype)
 
+  def lower(
+    self, captions: jax.ShapeDtypeStruct, keys: jax.ShapeDtypeStruct
+  ) -> jax.stages.Lowered:
+    """The program of a call, to be compiled without running it."""
+    return self._sample.lower(self._weights, captions, keys)
+
 
 def sample_prior(
   config: Config,
   graph: nnx.GraphDef,
+  mesh: Mesh | None,
   weights: nnx.State,
   captions: jax.Array,
   keys: jax.Array,
@@ -64,6 +81,7 @@ def sample_prior(
   Args:
     config: of the prior.
     graph: of its model.
+    mesh: whose devices share the batch; one device if None.
     weights: of its model.
     captions: as stored, (B, T + 1, D).
     keys: random keys (B,), one an image.
@@ -80,7 +98,8 @@ def sample_prior(
 
   def model(x_t: jax.Array, t: jax.Array, stored: Any, kept: Any) -> jax.Array:
     text = stored[caption.name].astype(jnp.float32)
-    return prior(x_t, t, text[:, :-1], text[:, -1], None, kept[caption.name])
+    with laid_out(mesh, config.mesh.rules):
+      return prior(x_t, t, text[:, :-1], text[:, -1], None, kept[caption.name])
 
   branch = Branch({caption.name: captions}, {caption.name: caption.present(captions)})
   base = None

@@ -1,76 +1,91 @@
-"""The mesh of devices, and where batches and weights lie on it."""
+"""The mesh of devices, and where batches lie on it."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AbstractMesh, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-AXES = ('data', 'fsdp')
-SPATIAL = 'spatial'
-"""The axis that splits images by their rows; only meshes that sample have it."""
+from composer_jax.sharding.rules import MESH_AXES, AxisRules
 
 
-def mesh_sizes(data: int, fsdp: int, count: int) -> tuple[int, int]:
-  """The sizes of the axes over `count` devices; -1 takes what is left.
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """The mesh of devices; one size can be -1 and takes what is left.
+
+  Attributes:
+    data: devices along which the batch is split.
+    fsdp: devices along which batch, parameters and optimiser state are split.
+    tensor: devices along which the inside of blocks is split.
+    spatial: devices along which a U-Net's images are split by rows, for images that
+      are too large for one of them.
+    rules: which axes of arrays lie along which of these.
+  """
+
+  data: int = -1
+  fsdp: int = 1
+  tensor: int = 1
+  spatial: int = 1
+  rules: AxisRules = AxisRules()
+
+  def __post_init__(self):
+    for name in MESH_AXES:
+      size = getattr(self, name)
+      if size < 1 and size != -1:
+        raise ValueError(
+          f'config.mesh.{name} is {size}; expected at least 1, or -1 for the devices'
+          ' that are left.'
+        )
+
+  def sizes(self, count: int) -> tuple[int, ...]:
+    """The sizes of the axes over `count` devices.
+
+    Raises:
+      ValueError: the sizes do not multiply to the number of devices.
+    """
+    sizes = [getattr(self, name) for name in MESH_AXES]
+    if sizes.count(-1) > 1:
+      raise ValueError('Only one of config.mesh.data, fsdp, tensor, spatial can be -1.')
+    if -1 in sizes:
+      sizes[sizes.index(-1)] = count // math.prod(s for s in sizes if s != -1)
+    if math.prod(sizes) != count:
+      given = ', '.join(f'{name} {getattr(self, name)}' for name in MESH_AXES)
+      raise ValueError(
+        f'config.mesh is {given}; expected sizes whose product is {count}, the number'
+        ' of devices.'
+      )
+    return tuple(sizes)
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+  """A mesh over all devices, or over those given.
 
   Raises:
     ValueError: the sizes do not multiply to the number of devices.
   """
-  sizes = [data, fsdp]
-  if sizes.count(-1) > 1:
-    raise ValueError('Only one of mesh.data and mesh.fsdp can be -1.')
-  if -1 in sizes:
-    rest = math.prod(s for s in sizes if s != -1)
-    sizes[sizes.index(-1)] = count // rest
-  if math.prod(sizes) != count:
-    raise ValueError(
-      f'mesh.data x mesh.fsdp is {sizes[0]} x {sizes[1]}; expected a product of'
-      f' {count}, the number of devices.'
-    )
-  return sizes[0], sizes[1]
+  devices = jax.devices() if devices is None else devices
+  return jax.make_mesh(
+    config.sizes(len(devices)),
+    MESH_AXES,
+    axis_types=(AxisType.Auto,) * len(MESH_AXES),
+    devices=devices,
+  )
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, spatial: int = 1) -> Mesh:
-  """A mesh over all devices: (data, fsdp), or (data, fsdp, spatial) to split images.
-
-  Raises:
-    ValueError: the sizes do not multiply to the number of devices.
-  """
-  count = jax.device_count()
-  if count % spatial:
-    raise ValueError(
-      f'mesh.spatial is {spatial}; expected a divisor of {count}, the number of'
-      ' devices. Ask for another number with --spatial, or spatial= in Python; 1 does'
-      ' not split the images.'
-    )
-  sizes: tuple[int, ...] = mesh_sizes(data, fsdp, count // spatial)
-  axes: tuple[str, ...] = AXES
-  if spatial > 1:
-    sizes, axes = (*sizes, spatial), (*axes, SPATIAL)
-  types = (jax.sharding.AxisType.Auto,) * len(axes)
-  return jax.make_mesh(sizes, axes, axis_types=types)
+def abstract_mesh(config: MeshConfig, count: int) -> AbstractMesh:
+  """The mesh that `count` devices would make."""
+  return AbstractMesh(config.sizes(count), MESH_AXES)
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Batches are split over all devices along their first axis."""
-  return NamedSharding(mesh, P(AXES))
-
-
-def split_rows(mesh: Mesh, images: jax.Array) -> jax.Array:
-  """Within a jitted function, spreads (B, H, W, C) by H over the spatial devices.
-
-  The compiler follows through the layers and has neighbours exchange the rows that a
-  convolution reaches over to. Images stay as they are on a mesh without such devices.
-  """
-  if SPATIAL not in mesh.shape:
-    return images
-  sharding = NamedSharding(mesh, P(None, SPATIAL))
-  return jax.lax.with_sharding_constraint(images, sharding)
+def batch_sharding(mesh: Mesh, rules: AxisRules) -> NamedSharding:
+  """Batches are split along their first axis."""
+  return NamedSharding(mesh, P(rules.batch))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -78,32 +93,44 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P())
 
 
-def weight_shardings(mesh: Mesh | AbstractMesh, tree: Any) -> Any:
-  """Splits each weight along its longest axis that the fsdp devices divide.
+def local_rows(mesh: Mesh, rules: AxisRules, batch_size: int) -> list[int]:
+  """The rows of a global batch that devices of this process hold.
+
+  Raises:
+    ValueError: the devices do not divide the batch.
+  """
+  sharding = batch_sharding(mesh, rules)
+  devices = math.prod(mesh.shape[axis] for axis in rules.batch)
+  if batch_size % devices:
+    raise ValueError(
+      f'config.data.batch_size is {batch_size}; expected a multiple of {devices}, the'
+      f' devices that share it ({" x ".join(rules.batch)}).'
+    )
+  held: Any = sharding.addressable_devices_indices_map((batch_size,)).values()
+  rows = {row for (index,) in held for row in range(batch_size)[index]}
+  return sorted(rows)
+
+
+def put_batch(
+  mesh: Mesh, rules: AxisRules, batch: dict[str, np.ndarray], batch_size: int
+) -> dict[str, jax.Array]:
+  """Puts this process's rows of a global batch on its devices.
 
   Args:
     mesh: the mesh.
-    tree: arrays or shapes; scalars and small axes stay whole.
-
-  Returns:
-    A NamedSharding for each leaf.
+    rules: which of its axes split batches.
+    batch: arrays with a row for each of `local_rows`.
+    batch_size: rows of the global batch.
   """
-  devices = mesh.shape['fsdp']
+  sharding = batch_sharding(mesh, rules)
+  place = {row: i for i, row in enumerate(local_rows(mesh, rules, batch_size))}
 
-  def sharding(leaf: Any) -> NamedSharding:
-    axes: list[str | None] = [None] * leaf.ndim
-    fitting = [i for i in range(leaf.ndim) if leaf.shape[i] % devices == 0]
-    if devices > 1 and fitting:
-      axes[max(fitting, key=lambda i: leaf.shape[i])] = 'fsdp'
-    return NamedSharding(mesh, P(*axes))
+  def put(array: np.ndarray) -> jax.Array:
+    def part(index: Any) -> np.ndarray:
+      rows = range(batch_size)[index[0]]
+      return array[place[rows[0]] : place[rows[-1]] + 1]
 
-  return jax.tree.map(sharding, tree)
+    shape = (batch_size, *array.shape[1:])
+    return jax.make_array_from_callback(shape, sharding, part)
 
-
-def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-  """Puts this process's part of a global batch on its devices."""
-  sharding = batch_sharding(mesh)
-  return {
-    name: jax.make_array_from_process_local_data(sharding, array)
-    for name, array in batch.items()
-  }
+  return {name: put(array) for name, array in batch.items()}

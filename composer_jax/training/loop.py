@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import pathlib
 import signal
 import time
@@ -14,14 +13,19 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from composer_jax.checkpoints import Checkpoints
 from composer_jax.config import Config
 from composer_jax.files import read_json, write_json
+from composer_jax.flops import flops_by_argument
 from composer_jax.sharding.mesh import make_mesh, put_batch, replicated
+from composer_jax.training.faults import Phase, Watch
 from composer_jax.training.metrics import MetricsWriter, peak_flops
+from composer_jax.training.processes import Agreement
 from composer_jax.training.step import (
   Stage,
   TrainState,
@@ -45,8 +49,8 @@ class Input(Protocol):
   def set_state(self, state: dict[str, Any]) -> None: ...
 
 
-class NonFinite(RuntimeError):
-  """Training diverged; the message names the step and the diagnostic file."""
+class Diverged(RuntimeError):
+  """A step is not to be trusted; the message names it and the diagnostic file."""
 
 
 Sampler = Callable[[TrainState, int], np.ndarray]
@@ -73,8 +77,10 @@ def train(
   workdir: pathlib.Path,
   sampler: Sampler | None = None,
   start: Callable[[], Start] | None = None,
+  *,
+  profile: int = 0,
 ) -> Run:
-  """Trains a stage, or goes on with it.
+  """Trains a stage, or goes on with it; in all processes of a job alike.
 
   SIGTERM and SIGINT save a checkpoint and return. Resuming gives the same bits as a
   run that was never interrupted.
@@ -83,45 +89,70 @@ def train(
     config: of the run.
     stage: its model and loss.
     batches: local part of the global batches, without end.
-    workdir: folder for checkpoints and metrics.
+    workdir: folder for checkpoints and metrics, which all processes share.
     sampler: draws a grid of samples at the end and every `train.sample_every` steps,
       which must then be above 0.
     start: reads what a new run starts from, instead of weights drawn at random.
+    profile: steps to write a trace of, after the first ones; 0 for none.
 
   Raises:
-    NonFinite: the loss or its gradient is not finite; a diagnostic is saved and the
-      last good checkpoint is left as it is.
+    Diverged: a step is a spike, or not finite, and `train.on_spike` does not say how
+      to go on; a diagnostic is saved and the last good checkpoint is left as it is.
   """
+  begun = time.perf_counter()
   with (
     _stop_requests() as stop,
     contextlib.closing(Checkpoints(workdir, config.train.keep)) as checkpoints,
+    contextlib.closing(Watch(config.train.hang_seconds)) as watch,
   ):
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+    mesh = make_mesh(config.mesh)
     state, step = _begin(config, stage, batches, mesh, checkpoints, start)
-    batch = put_batch(mesh, next(batches))
+
+    def put(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+      return put_batch(mesh, config.mesh.rules, batch, config.data.batch_size)
+
+    batch = put(next(batches))
     length = _scalar(mesh, 1)
     advance = make_step(stage, config, mesh).lower(state, batch, length).compile()
     total = _total_steps(config, workdir, advance, state, batch, length)
     length = _scalar(mesh, total)
-    flops = _flops(advance) * config.optimizer.accumulate
-    with contextlib.closing(_Journal(config, workdir, step, total, flops)) as journal:
+    agree, trace = Agreement(mesh), _Trace(workdir, step, profile)
+    flops = _model_flops(stage, batch)
+    with contextlib.closing(
+      _Journal(config, workdir, step, total, flops, begun)
+    ) as journal:
       stopping = False
       while step < total and not stopping:
+        watch.at(step, Phase.COMPUTING)
         state, metrics = advance(state, batch, length)
         step += 1
         journal.add(metrics)
+        trace.after(step, metrics)
+        watch.at(step, Phase.READING)
         position = batches.get_state()
-        with journal.waiting_for_data():
-          batch = put_batch(mesh, next(batches))
-        stopping = bool(stop)
+        with journal.waiting_for('data'):
+          batch = put(next(batches))
+        watch.at(step, Phase.COMPUTING)
+        stopping = agree(bool(stop))
         save = step == total or stopping or step % config.train.save_every == 0
-        # Metrics first: what is not finite must not become the newest checkpoint.
+        # Metrics first: what is not to be trusted must not become a checkpoint.
         if save or step % config.train.log_every == 0:
-          journal.write(step)
+          try:
+            journal.write(step)
+          except Diverged:
+            if not journal.may_roll_back(checkpoints.latest()):
+              raise
+            # The data go on: other ones come after the same weights.
+            state, step, _ = _restore(stage, config, mesh, checkpoints)
+            journal.roll_back(step)
+            continue
         if save:
-          rest, ema = state.split()
-          checkpoints.save(step, rest, ema, position)
+          watch.at(step, Phase.SAVING)
+          with journal.waiting_for('checkpoints'):
+            rest, ema = state.split()
+            checkpoints.save(step, rest, ema, position)
         if sampler and (step == total or step % config.train.sample_every == 0):
+          watch.at(step, Phase.SAMPLING)
           journal.picture(step, sampler(state, step))
   return Run(step, finished=step >= total)
 
@@ -135,95 +166,192 @@ def _begin(
   start: Callable[[], Start] | None,
 ) -> tuple[TrainState, int]:
   """The state to start from and its step: the newest checkpoint, or new weights."""
+  if checkpoints.latest() is not None:
+    state, step, position = _restore(stage, config, mesh, checkpoints)
+    batches.set_state(position)
+    return state, step
   _, shapes = abstract_state(stage, config, mesh)
-  newest = checkpoints.latest()
-  if newest is None:
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-    fresh: tuple[str, ...] = ()
-    params: Any = None
-    if start is not None:
-      params, fresh = start()
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+  fresh: tuple[str, ...] = ()
+  params: Any = None
+  if start is not None:
+    params, fresh = start()
 
-    def initial(params: Any) -> TrainState:
-      begun = None if params is None else Start(params, fresh)
-      return initial_state(stage, config, begun)[1]
+  def initial(params: Any) -> TrainState:
+    begun = None if params is None else Start(params, fresh)
+    return initial_state(stage, config, begun)[1]
 
-    build = jax.jit(
-      initial,
-      out_shardings=shardings,
-      # Drawing the weights is compiled to be run once: on CPUs, optimising that
-      # takes longer than it saves.
-      compiler_options={'xla_backend_optimization_level': 0}
-      if jax.default_backend() == 'cpu'
-      else None,
-    )
-    return build(params), 0
-  rest, ema, position = checkpoints.restore(newest, *shapes.split())
-  batches.set_state(position)
-  return TrainState(**rest, ema=ema), newest
+  build = jax.jit(
+    initial,
+    out_shardings=shardings,
+    # Drawing the weights is compiled to be run once: on CPUs, optimising that takes
+    # longer than it saves.
+    compiler_options={'xla_backend_optimization_level': 0}
+    if jax.default_backend() == 'cpu'
+    else None,
+  )
+  return build(params), 0
+
+
+def _restore(
+  stage: Stage, config: Config, mesh: Mesh, checkpoints: Checkpoints
+) -> tuple[TrainState, int, dict[str, Any]]:
+  """The newest checkpoint that can be read: state, step and position in the data."""
+  _, shapes = abstract_state(stage, config, mesh)
+  step, rest, ema, position = checkpoints.restore_newest(*shapes.split())
+  return TrainState(**rest, ema=ema), step, position
 
 
 class _Journal:
-  """Metrics of a run; they wait on the device until several are written at once."""
+  """Metrics of a run; they wait on the device until several are written at once.
+
+  All processes read them; the first writes them down.
+  """
 
   def __init__(
-    self, config: Config, workdir: pathlib.Path, start: int, total: int, flops: float
+    self,
+    config: Config,
+    workdir: pathlib.Path,
+    start: int,
+    total: int,
+    flops: float,
+    begun: float,
   ):
-    self._workdir, self._flops = workdir, flops
-    self._batch_size = config.data.batch_size
+    self._config, self._workdir = config, workdir
+    self._flops, self._begun = flops, begun
+    self._first = jax.process_index() == 0
     self._peak = peak_flops() * jax.device_count()
-    self._writer = MetricsWriter(workdir, start)
-    self._bar = tqdm(total=total, initial=start, unit='step', desc=workdir.name)
+    self._writer = MetricsWriter(workdir, start) if self._first else None
+    self._bar = tqdm(
+      total=total,
+      initial=start,
+      unit='step',
+      desc=workdir.name,
+      disable=not self._first,
+    )
     self._pending: list[dict[str, jax.Array]] = []
+    self._productive = 0.0
+    self._rollbacks: list[int] = []
     self._restart_clock()
 
   def _restart_clock(self) -> None:
-    self._clock, self._waited = time.perf_counter(), 0.0
+    self._clock = time.perf_counter()
+    self._waited = {'data': 0.0, 'checkpoints': 0.0}
 
   def add(self, metrics: dict[str, jax.Array]) -> None:
     self._pending.append(metrics)
 
   @contextlib.contextmanager
-  def waiting_for_data(self) -> Iterator[None]:
+  def waiting_for(self, what: str) -> Iterator[None]:
     begin = time.perf_counter()
     yield
-    self._waited += time.perf_counter() - begin
+    self._waited[what] += time.perf_counter() - begin
 
   def write(self, step: int) -> None:
-    """Writes the metrics of the steps up to `step`, all finite."""
-    lines = _fetch(self._pending, step, self._workdir)
+    """Writes the metrics of the steps up to `step`.
+
+    Raises:
+      Diverged: one of them is not to be trusted; none is written.
+    """
+    lines = _fetch(self._pending, step)
+    if self._config.train.on_spike != 'skip':
+      self._check(lines)
     seconds = time.perf_counter() - self._clock
     speed = len(lines) / seconds
+    self._productive += seconds - sum(self._waited.values())
     lines[step] |= {
-      'images_per_second': speed * self._batch_size,
+      'images_per_second': speed * self._config.data.batch_size,
       'model_flops_per_second': speed * self._flops,
-      'share_of_peak': speed * self._flops / self._peak,
-      'share_waiting_for_data': self._waited / seconds,
+      'mfu': speed * self._flops / self._peak,
+      'goodput': self._productive / (time.perf_counter() - self._begun),
+      'rollbacks': float(len(self._rollbacks)),
     }
-    for number, values in lines.items():
-      self._writer.write(number, values)
+    lines[step] |= {
+      f'share_waiting_for_{what}': waited / seconds
+      for what, waited in self._waited.items()
+    }
+    if self._writer:
+      for number, values in lines.items():
+        self._writer.write(number, values)
     # Steps run ahead of the device; only now are these done.
     self._bar.set_postfix_str(f'loss {lines[step]["loss"]:.4f}', refresh=False)
     self._bar.update(len(lines))
     self._pending.clear()
     self._restart_clock()
 
+  def _check(self, lines: dict[int, dict[str, float]]) -> None:
+    """Refuses a step that is not finite, or a spike."""
+    for number, values in lines.items():
+      if not values['spike']:
+        continue
+      path = self._workdir / f'diagnostic-{number}.json'
+      if self._first:
+        write_json(path, lines)
+      raise Diverged(
+        f'The loss is {values["loss"]} and the norm of its gradient'
+        f' {values["gradient_norm"]} at step {number}. The metrics of the last'
+        f' {len(lines)} steps are in {path}; the last good checkpoint is kept.'
+        ' Lower config.optimizer.learning_rate or clip_norm and run again, or have'
+        ' such steps left out with --config.train.on_spike=skip.'
+      )
+
+  def may_roll_back(self, checkpoint: int | None) -> bool:
+    """Whether to go back to a checkpoint: not for the third time to the same one."""
+    asked = self._config.train.on_spike == 'rollback'
+    return asked and checkpoint is not None and self._rollbacks.count(checkpoint) < 3
+
+  def roll_back(self, step: int) -> None:
+    """Forgets the steps after a checkpoint, to which the run has gone back."""
+    self._rollbacks.append(step)
+    self._pending.clear()
+    if self._writer:
+      self._writer.close()
+      self._writer = MetricsWriter(self._workdir, step)
+    self._bar.n = step
+    self._bar.refresh()
+    self._restart_clock()
+
   def picture(self, step: int, pixels: np.ndarray) -> None:
-    self._writer.image(step, 'samples', pixels)
+    if self._writer:
+      self._writer.image(step, 'samples', pixels)
     self._restart_clock()
 
   def close(self) -> None:
     self._bar.close()
-    self._writer.close()
+    if self._writer:
+      self._writer.close()
 
 
-def _flops(advance: jax.stages.Compiled) -> float:
-  """Floating-point operations of a step on all devices, as XLA counts them.
+class _Trace:
+  """Writes a trace of a few steps, for TensorBoard or Perfetto."""
 
-  It counts the part of one device, and the body of a loop once.
-  """
-  costs = advance.cost_analysis() or {}
-  return float(costs.get('flops', math.nan)) * jax.device_count()
+  def __init__(self, workdir: pathlib.Path, start: int, steps: int):
+    self._folder = workdir / 'profile'
+    # The first steps are slower: buffers are made, and the input fills its queue.
+    self._first, self._last = start + 5, start + 5 + steps
+
+  def after(self, step: int, metrics: dict[str, jax.Array]) -> None:
+    """To be called after each step with what it gave."""
+    if self._first < self._last and step in (self._first, self._last):
+      jax.block_until_ready(metrics)
+      if step == self._first:
+        jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
+      else:
+        jax.profiler.stop_trace()
+
+
+def _model_flops(stage: Stage, batch: dict[str, jax.Array]) -> float:
+  """Floating-point operations of a step on all devices: three forward passes."""
+  model = nnx.eval_shape(lambda: stage.init(jax.random.key(0)))
+  graph, params = nnx.split(model)
+  leaves, structure = jax.tree.flatten(params)
+
+  def loss(leaves: list[jax.Array], batch: dict[str, jax.Array]) -> jax.Array:
+    params = jax.tree.unflatten(structure, leaves)
+    return stage.loss(nnx.merge(graph, params), batch, jax.random.key(0))[0]
+
+  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
+  return 3.0 * sum(flops_by_argument(loss, leaves, shapes).values())
 
 
 def _scalar(mesh: Mesh, value: float) -> jax.Array:
@@ -257,32 +385,23 @@ def _total_steps(
     jax.block_until_ready(metrics)
     seconds.append(time.perf_counter() - begin)
   steps = max(1, int(config.train.minutes * 60 / float(np.median(seconds[2:]))))
-  write_json(path, {'steps': steps, 'minutes': config.train.minutes})
+  # All processes take as many as the first one thinks.
+  steps = int(multihost_utils.broadcast_one_to_all(np.int32(steps)))
+  if jax.process_index() == 0:
+    write_json(path, {'steps': steps, 'minutes': config.train.minutes})
   return steps
 
 
 def _fetch(
-  pending: list[dict[str, jax.Array]], step: int, workdir: pathlib.Path
+  pending: list[dict[str, jax.Array]], step: int
 ) -> dict[int, dict[str, float]]:
-  """The metrics of the steps up to `step`; stops at one that is not finite."""
+  """The metrics of the steps up to `step`."""
   fetched = jax.device_get(pending)
   first = step - len(fetched) + 1
-  lines = {
+  return {
     first + i: {name: float(value) for name, value in metrics.items()}
     for i, metrics in enumerate(fetched)
   }
-  for number, values in lines.items():
-    # A gradient that is not finite has spoilt the weights before the loss shows it.
-    for name in ('loss', 'gradient_norm'):
-      if not math.isfinite(values[name]):
-        path = workdir / f'diagnostic-{number}.json'
-        write_json(path, lines)
-        raise NonFinite(
-          f'{name} is {values[name]} at step {number}. The metrics of the last'
-          f' {len(lines)} steps are in {path}; the last good checkpoint is kept.'
-          ' Lower config.optimizer.learning_rate or clip_norm and run again.'
-        )
-  return lines
 
 
 @contextlib.contextmanager

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from composer_jax.conditions import by_name
@@ -33,7 +35,36 @@ from composer_jax.diffusion.schedule import make_schedule
 from composer_jax.models.clip import Clip, contrastive_loss, normalise, unit_length
 from composer_jax.models.prior import Prior
 from composer_jax.models.unet import UNet
-from composer_jax.training.step import Batch, Metrics
+from composer_jax.training.step import Batch, Metrics, Stage
+
+
+def abstract_inputs(config: Config) -> tuple[Stage, dict[str, jax.ShapeDtypeStruct]]:
+  """A stage and a global batch of what it trains on, as prepared, without any data.
+
+  Conditions have the shapes that they are prepared in for the model's image size.
+  """
+  size = config.data.batch_size
+
+  def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((size, *shape), dtype)
+
+  if config.stage == 'dual_encoder':
+    clip = config.clip
+    image = array((clip.image_size, clip.image_size, 3), np.uint8)
+    tokens = array((clip.context_length,), np.int32)
+    return DualEncoder(config), {
+      'image': image, 'tokens': tokens, 'has_text': array((), bool)
+    }  # fmt: skip
+  if config.stage == 'prior':
+    prior = config.prior
+    caption = array((prior.num_tokens + 1, prior.embed_width), np.float16)
+    semantics = array((prior.embed_width,), np.float16)
+    return PriorDiffusion(config), {'caption': caption, 'semantics': semantics}
+  side = config.unet.image_size
+  specs = {c.name: c.spec(side) for c in by_name(config.unet.conditions)}
+  stage = Diffusion(config, {name: spec.shape for name, spec in specs.items()})
+  stored = {name: array(spec.shape, spec.dtype) for name, spec in specs.items()}
+  return stage, {'image': array((side, side, 3), np.uint8), **stored}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,9 +12,13 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from composer_jax.config import Config
-from composer_jax.sharding.mesh import batch_sharding, replicated, weight_shardings
+from composer_jax.sharding.mesh import batch_sharding, replicated
+from composer_jax.sharding.rules import laid_out, weight_shardings
 from composer_jax.training.optimizer import learning_rate, make_optimizer
 from composer_jax.training.warm_start import Start, apply_start
+
+NORM_STEPS = 100
+"""Steps that the running mean of the gradient's norm reaches back, about."""
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -40,12 +44,14 @@ class TrainState:
     params: weights.
     ema: exponential moving average of the weights.
     opt_state: of the optimiser.
+    usual_norm: float32 scalar, running mean of the gradient's norm; 0 at first.
   """
 
   step: jax.Array
   params: nnx.State
   ema: nnx.State
   opt_state: Any
+  usual_norm: jax.Array
 
   def split(self) -> tuple[dict[str, Any], nnx.State]:
     """What only training needs, by field, and the averaged weights."""
@@ -77,7 +83,8 @@ def initial_state(
   graph, params = nnx.split(model)
   opt_state = make_optimizer(config.optimizer).init(params)
   ema = jax.tree.map(jnp.copy, params)
-  return graph, TrainState(jnp.zeros((), jnp.int32), params, ema, opt_state)
+  start_step, norm = jnp.zeros((), jnp.int32), jnp.zeros(())
+  return graph, TrainState(start_step, params, ema, opt_state, norm)
 
 
 def abstract_state(
@@ -97,9 +104,27 @@ def abstract_state(
       leaf.shape, leaf.dtype, sharding=sharding
     ),
     shapes,
-    weight_shardings(mesh, shapes),
+    weight_shardings(mesh, shapes, config.mesh.rules),
   )
   return graphs[0], state
+
+
+def is_spike(
+  loss: jax.Array, norm: jax.Array, state: TrainState, factor: float
+) -> jax.Array:
+  """Whether a step is not to be trusted: bool scalar.
+
+  Args:
+    loss: of the step.
+    norm: of its gradient.
+    state: before the step.
+    factor: times the usual norm that are too much, once that is known; 0 for none.
+  """
+  broken = ~(jnp.isfinite(loss) & jnp.isfinite(norm))
+  if factor == 0:
+    return broken
+  known = state.step >= NORM_STEPS
+  return broken | (known & (norm > factor * state.usual_norm))
 
 
 def make_step(stage: Stage, config: Config, mesh: Mesh) -> StepFunction:
@@ -155,19 +180,42 @@ def make_step(stage: Stage, config: Config, mesh: Mesh) -> StepFunction:
     state: TrainState, batch: Batch, total_steps: jax.Array
   ) -> tuple[TrainState, Metrics]:
     key = jax.random.fold_in(root, state.step)
-    grads, metrics = accumulated(state.params, batch, key)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    with laid_out(mesh, config.mesh.rules):
+      grads, metrics = accumulated(state.params, batch, key)
+    # Each device gets the sum of its own part alone.
+    grads = jax.lax.with_sharding_constraint(grads, shardings.params)
+    norm = optax.tree.norm(grads)
     rate = learning_rate(config.optimizer, state.step, total_steps)
-    params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
-    # Early on the average follows closely, so that it does not remember the start.
-    decay = jnp.minimum(config.optimizer.ema, (1 + state.step) / (10 + state.step))
-    ema = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), state.ema, params)
-    metrics |= {'gradient_norm': optax.tree.norm(grads), 'learning_rate': rate}
-    return TrainState(state.step + 1, params, ema, opt_state), metrics
+    spike = is_spike(metrics['loss'], norm, state, config.train.spike)
+
+    def update(state: TrainState) -> TrainState:
+      updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+      params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
+      # Early on the average follows closely, so that it does not remember the start.
+      decay = jnp.minimum(config.optimizer.ema, (1 + state.step) / (10 + state.step))
+      ema = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), state.ema, params)
+      share = jnp.maximum(1 / (1 + state.step), 1 / NORM_STEPS)
+      usual = state.usual_norm + share * (norm - state.usual_norm)
+      return TrainState(state.step, params, ema, opt_state, usual)
+
+    if config.train.on_spike == 'skip':
+      state = jax.lax.cond(spike, lambda state: state, update, state)
+    else:
+      state = update(state)
+    metrics |= {
+      'gradient_norm': norm,
+      'learning_rate': rate,
+      'spike': spike.astype(jnp.float32),
+    }
+    return dataclasses.replace(state, step=state.step + 1), metrics
 
   return jax.jit(
     step,
-    in_shardings=(shardings, batch_sharding(mesh), replicated(mesh)),
+    in_shardings=(
+      shardings,
+      batch_sharding(mesh, config.mesh.rules),
+      replicated(mesh),
+    ),
     out_shardings=(shardings, replicated(mesh)),
     donate_argnums=0,
   )

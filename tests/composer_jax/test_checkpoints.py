@@ -25,7 +25,7 @@ def saved(workdir, steps=(4,), keep=2):
 def test_what_was_saved_comes_back_bit_for_bit(tmp_path):
   saved(tmp_path)
   checkpoints = Checkpoints(tmp_path, 2)
-  state, ema, data = checkpoints.restore(4, shapes(STATE), shapes(EMA))
+  _, state, ema, data = checkpoints.restore_newest(shapes(STATE), shapes(EMA))
   checkpoints.close()
   jax.tree.map(np.testing.assert_array_equal, (state, ema), (STATE, EMA))
   assert state['step'].dtype == jnp.int32
@@ -38,7 +38,8 @@ def test_arrays_may_change_as_soon_as_saving_has_begun(tmp_path):
   checkpoints.save(1, {'x': array}, EMA, {})
   array.delete()  # As a donated buffer is.
   checkpoints.wait()
-  state, _, _ = checkpoints.restore(1, shapes({'x': jnp.zeros(1000)}), shapes(EMA))
+  like = shapes({'x': jnp.zeros(1000)})
+  _, state, _, _ = checkpoints.restore_newest(like, shapes(EMA))
   checkpoints.close()
   np.testing.assert_array_equal(state['x'], np.arange(1000.0))
 

@@ -115,7 +115,7 @@ def test_images_split_over_devices_as_the_config_says_are_those_of_one_device(
 def test_devices_that_cannot_share_the_rows_are_refused(upsampler):
   count = jax.device_count()
   with pytest.raises(
-    ValueError, match=f'spatial is 4; expected a divisor of {count}, '
+    ValueError, match=f'spatial 4; expected sizes whose product is {count}, '
   ):
     load_diffusion(upsampler)
   with pytest.raises(

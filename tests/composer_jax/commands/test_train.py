@@ -70,11 +70,11 @@ def test_the_data_must_be_named(tmp_path, capsys):
 
 def test_a_folder_takes_one_model_and_names_what_differs(tmp_path):
   config = base()
-  train.write_config(config, tmp_path)
+  train.keep_config(config, tmp_path)
   longer = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=9))
-  train.write_config(longer, tmp_path)
+  train.keep_config(longer, tmp_path)
   assert json.loads((tmp_path / 'config.json').read_text())['train']['steps'] == 9
   other = base('--config.model.channels=96', '--config.diffusion.schedule=linear')
   with pytest.raises(ValueError, match=r'model.channels: 64 there, 96 asked') as error:
-    train.write_config(other, tmp_path)
+    train.keep_config(other, tmp_path)
   assert "diffusion.schedule: 'cosine' there, 'linear' asked" in str(error.value)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -8,7 +9,7 @@ import textwrap
 import jax
 import pytest
 
-from composer_jax.sharding.mesh import make_mesh
+from composer_jax.sharding.mesh import MeshConfig, make_mesh
 
 
 def on_eight_devices(code):
@@ -16,49 +17,58 @@ def on_eight_devices(code):
   run = subprocess.run(
     [sys.executable, '-c', textwrap.dedent(code)],
     env={
+      **os.environ,
       'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
       'JAX_PLATFORMS': 'cpu',
     },
     capture_output=True,
     text=True,
-    check=True,
   )
+  assert run.returncode == 0, run.stderr[-3000:]
   return json.loads(run.stdout)
 
 
 def test_minus_one_takes_the_devices_that_are_left():
-  mesh = make_mesh(-1, 1)
-  assert dict(mesh.shape) == {'data': jax.device_count(), 'fsdp': 1}
+  mesh = make_mesh(MeshConfig())
+  count = jax.device_count()
+  assert dict(mesh.shape) == {'data': count, 'fsdp': 1, 'tensor': 1, 'spatial': 1}
+  assert MeshConfig(data=2, fsdp=-1, tensor=4).sizes(64) == (2, 8, 4, 1)
 
 
-def test_sizes_must_multiply_to_the_devices():
-  with pytest.raises(ValueError, match='3 x 5; expected a product of'):
-    make_mesh(3, 5)
+@pytest.mark.parametrize(
+  ('sizes', 'message'),
+  [
+    ({'data': 3, 'fsdp': 5}, 'data 3, fsdp 5, tensor 1, spatial 1; expected .* is 8,'),
+    ({'fsdp': 16}, 'data -1, fsdp 16, tensor 1, spatial 1; expected .* product is 8'),
+    ({'fsdp': -1}, 'Only one of'),
+  ],
+)
+def test_sizes_must_multiply_to_the_devices(sizes, message):
+  with pytest.raises(ValueError, match=message):
+    MeshConfig(**sizes).sizes(8)
 
 
-def test_only_one_size_can_be_open():
-  with pytest.raises(ValueError, match='Only one'):
-    make_mesh(-1, -1)
+@pytest.mark.parametrize('size', [0, -2])
+def test_a_size_is_positive_or_open(size):
+  with pytest.raises(ValueError, match=f'config.mesh.tensor is {size}; expected at'):
+    MeshConfig(tensor=size)
 
 
-def test_batches_and_weights_are_split_over_eight_devices():
+def test_a_batch_is_split_over_data_and_fsdp():
   found = on_eight_devices("""
     import json
     import numpy as np
-    from composer_jax.sharding.mesh import make_mesh, put_batch, weight_shardings
+    from composer_jax.sharding.mesh import MeshConfig, make_mesh, put_batch
 
-    mesh = make_mesh(-1, 4)
-    batch = put_batch(mesh, {'x': np.arange(16.0).reshape(8, 2)})['x']
-    weights = {'long': np.zeros((3, 8, 64)), 'odd': np.zeros(7), 'scalar': np.zeros(())}
-    specs = weight_shardings(mesh, weights)
+    config = MeshConfig(fsdp=4)
+    mesh = make_mesh(config)
+    x = put_batch(mesh, config.rules, {'x': np.arange(16.0).reshape(8, 2)}, 8)['x']
     print(json.dumps({
       'mesh': dict(mesh.shape),
-      'rows': sorted(float(s.data[0, 0]) for s in batch.addressable_shards),
-      'shards': [list(s.data.shape) for s in batch.addressable_shards],
-      'parts': {n: list(specs[n].shard_shape(weights[n].shape)) for n in weights},
+      'rows': sorted(float(s.data[0, 0]) for s in x.addressable_shards),
+      'shards': [list(s.data.shape) for s in x.addressable_shards],
     }))
   """)
-  assert found['mesh'] == {'data': 2, 'fsdp': 4}
+  assert found['mesh'] == {'data': 2, 'fsdp': 4, 'tensor': 1, 'spatial': 1}
   assert found['rows'] == [0, 2, 4, 6, 8, 10, 12, 14]
   assert found['shards'] == [[1, 2]] * 8
-  assert found['parts'] == {'long': [3, 8, 16], 'odd': [7], 'scalar': []}

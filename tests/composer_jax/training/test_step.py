@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from composer_jax.config import DataConfig, OptimizerConfig, TrainConfig
-from composer_jax.sharding.mesh import make_mesh
+from composer_jax.sharding.mesh import MeshConfig, make_mesh
 from composer_jax.training.step import abstract_state, initial_state, make_step
 
 LENGTH = jnp.asarray(100.0)
@@ -43,6 +43,7 @@ class Settings:
   optimizer: OptimizerConfig
   train: TrainConfig
   data: DataConfig
+  mesh: MeshConfig = MeshConfig()
 
 
 def settings(seed=0, **fields):
@@ -61,7 +62,7 @@ def batch(seed=0):
 
 
 def run(config, stage, batches):
-  mesh = make_mesh()
+  mesh = make_mesh(MeshConfig())
   step = make_step(stage, config, mesh)
   _, state = initial_state(stage, config)
   history = []
@@ -104,7 +105,7 @@ def test_average_follows_closely_at_first_and_slowly_later():
   config = settings(ema=0.5)
   _, start = initial_state(LeastSquares(), config)
   average = np.asarray(start.params['bias'][...])
-  step = make_step(LeastSquares(), config, make_mesh())
+  step = make_step(LeastSquares(), config, make_mesh(MeshConfig()))
   state = start
   for number in range(20):
     state, _ = step(state, batch(number), LENGTH)
@@ -115,7 +116,7 @@ def test_average_follows_closely_at_first_and_slowly_later():
 
 def test_a_batch_that_cannot_be_split_is_refused():
   with pytest.raises(ValueError, match='accumulate is 3.* divisor .* 8'):
-    make_step(LeastSquares(), settings(accumulate=3), make_mesh())
+    make_step(LeastSquares(), settings(accumulate=3), make_mesh(MeshConfig()))
 
 
 def test_each_step_draws_anew_and_the_same_seed_draws_the_same():
@@ -138,7 +139,7 @@ def test_micro_batches_draw_differently():
 
 def test_the_state_is_donated():
   config = settings()
-  step = make_step(LeastSquares(), config, make_mesh())
+  step = make_step(LeastSquares(), config, make_mesh(MeshConfig()))
   _, state = initial_state(LeastSquares(), config)
   step(state, batch(), LENGTH)
   assert state.params['weight'][...].is_deleted()
@@ -146,7 +147,7 @@ def test_the_state_is_donated():
 
 def test_the_abstract_state_has_the_shapes_of_the_real_one():
   config = settings()
-  _, shapes = abstract_state(LeastSquares(), config, make_mesh())
+  _, shapes = abstract_state(LeastSquares(), config, make_mesh(MeshConfig()))
   _, state = initial_state(LeastSquares(), config)
   described = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), shapes)
   assert described == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state)

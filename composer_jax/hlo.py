@@ -1,0 +1,235 @@
+"""Reads a compiled program: its loops, its collectives, what its operations cost.
+
+XLA's own analysis of costs takes the body of a loop once. The text of the program says
+how often it runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections import Counter
+
+COLLECTIVES = (
+  'all-gather',
+  'all-reduce',
+  'all-to-all',
+  'collective-permute',
+  'reduce-scatter',
+)
+
+# What moves nothing, or is counted where it is called.
+_FREE = {
+  'after-all',
+  'bitcast',
+  'call',
+  'conditional',
+  'constant',
+  'get-tuple-element',
+  'parameter',
+  'partition-id',
+  'tuple',
+  'while',
+}
+
+_COMPUTATION = re.compile(r'^(ENTRY )?%(\S+) \(.*\) -> .* \{$')
+_INSTRUCTION = re.compile(
+  r'^ +(?:ROOT )?%(\S+) = (\([^()]*\)|\S+) ([\w-]+)\(([^()]*)\)(.*)$'
+)
+_ARRAY = re.compile(r'(\w+)\[([\d,]*)\]')
+_NOTE = re.compile(r'(?<=\])\{[^{}]*\}|/\*.*?\*/')
+"""Layouts of arrays, and comments."""
+
+_CALLED = re.compile(r'(?:calls|to_apply|body|branch_computations)=\{?%([^,}\s]+)')
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+  """What one device does in a program.
+
+  Attributes:
+    flops: multiplications and additions of convolutions and matrix products.
+    bytes_moved: operands and results of all operations, fused ones taken together.
+    seconds: were each operation to take as long as its FLOPs or its bytes do, whichever
+      is more, and no two of them to overlap.
+  """
+
+  flops: float = 0.0
+  bytes_moved: float = 0.0
+  seconds: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Instruction:
+  """One line: `%name = type kind(operands)attributes`."""
+
+  type: str
+  kind: str
+  inside: str
+  attributes: str
+
+  @property
+  def operands(self) -> list[str]:
+    return re.findall(r'%([^,\s]+)', self.inside)
+
+
+class Program:
+  """A compiled program.
+
+  Args:
+    text: as `jax.stages.Compiled.as_text` gives it.
+  """
+
+  def __init__(self, text: str):
+    self._computations: dict[str, dict[str, _Instruction]] = {}
+    self._entry = ''
+    current: dict[str, _Instruction] = {}
+    for line in text.splitlines():
+      if found := _COMPUTATION.match(line):
+        current = self._computations.setdefault(found[2], {})
+        if found[1]:
+          self._entry = found[2]
+      elif found := _INSTRUCTION.match(_NOTE.sub('', line)):
+        current[found[1]] = _Instruction(*found.groups()[1:])
+
+  def collectives(self) -> dict[str, tuple[int, int]]:
+    """Kind to how often it is done and the bytes of its results, loops included."""
+    count: Counter[str] = Counter()
+    size: Counter[str] = Counter()
+    seen = set()
+    for computation, often in self._runs(fused=True).items():
+      for instruction in self._computations[computation].values():
+        kind = instruction.kind.removesuffix('-start')
+        if kind in COLLECTIVES:
+          # One that goes on while other work is done is there once for each of that.
+          channel = re.search(r'channel_id=\d+', instruction.attributes)
+          if channel and channel[0] in seen:
+            continue
+          seen.add(channel[0] if channel else object())
+          arrays = _ARRAY.findall(instruction.type)
+          if kind != instruction.kind:  # What is started names its operands first.
+            arrays = arrays[len(arrays) // 2 :]
+          count[kind] += often
+          size[kind] += often * sum(_bytes(*array) for array in arrays)
+    return {kind: (count[kind], size[kind]) for kind in sorted(count)}
+
+  def cost(
+    self, flops_per_second: float, bytes_per_second: float, *, loops: bool = True
+  ) -> Cost:
+    """Sums over all operations.
+
+    Args:
+      flops_per_second: that the device does at most.
+      bytes_per_second: between its cores and its memory, at most.
+      loops: whether the body of a loop counts as often as it runs, or once.
+    """
+    flops = moved = seconds = 0.0
+    for name, often in self._runs(fused=False).items():
+      times = often if loops else 1
+      computation = self._computations[name]
+      for instruction in computation.values():
+        if instruction.kind in _FREE or instruction.kind.endswith('-done'):
+          continue
+        work = self._flops(computation, instruction)
+        size = self._moved(computation, instruction)
+        flops += times * work
+        moved += times * size
+        seconds += times * max(work / flops_per_second, size / bytes_per_second)
+    return Cost(flops, moved, seconds)
+
+  def _runs(self, *, fused: bool) -> dict[str, int]:
+    """How often each computation runs; those that are fused into one, if asked for."""
+    runs: Counter[str] = Counter()
+
+    def visit(name: str, often: int) -> None:
+      runs[name] += often
+      for instruction in self._computations[name].values():
+        times = often
+        if instruction.kind == 'while':
+          times *= self._trips(instruction)
+        if fused or instruction.kind in ('while', 'call', 'conditional'):
+          for called in _CALLED.findall(instruction.attributes):
+            visit(called, times)
+
+    visit(self._entry, 1)
+    return runs
+
+  def _trips(self, loop: _Instruction) -> int:
+    """How often a loop runs: the number that its condition compares with."""
+    condition = re.search(r'condition=%([^,\s]+)', loop.attributes)
+    assert condition is not None  # All loops have one.
+    numbers = [
+      int(instruction.inside)
+      for instruction in self._computations[condition[1]].values()
+      if instruction.kind == 'constant' and instruction.inside.isdigit()
+    ]
+    return max(numbers, default=1)
+
+  def _flops(
+    self, computation: dict[str, _Instruction], instruction: _Instruction
+  ) -> int:
+    if instruction.kind == 'fusion':
+      (called,) = _CALLED.findall(instruction.attributes)
+      inner = self._computations[called]
+      return sum(self._flops(inner, one) for one in inner.values())
+    if instruction.kind not in ('convolution', 'dot'):
+      return 0
+    left, right = (
+      _ARRAY.findall(computation[operand].type)[0][1].split(',')
+      for operand in instruction.operands
+    )
+    (_, shape), *_ = _ARRAY.findall(instruction.type)
+    result = math.prod(map(int, filter(None, shape.split(','))))
+    if labels := re.search(r'dim_labels=\w+_(\w+)->', instruction.attributes):
+      window = [
+        int(n) for n, label in zip(right, labels[1], strict=True) if label != 'o'
+      ]
+      return 2 * result * math.prod(window)
+    axes = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', instruction.attributes)
+    contracted = axes[1].split(',') if axes and axes[1] else []
+    return 2 * result * math.prod(int(left[int(axis)]) for axis in contracted)
+
+  def _moved(
+    self, computation: dict[str, _Instruction], instruction: _Instruction
+  ) -> int:
+    """Bytes of operands and results; of sliced operands, those of the slice."""
+    result = _size(instruction.type)
+    if instruction.kind.endswith('-start'):  # The result has the operands, too.
+      return result
+    if instruction.kind in ('dynamic-slice', 'slice'):
+      return 2 * result
+    operands = [
+      _size(computation[o].type) for o in instruction.operands if o in computation
+    ]
+    if instruction.kind == 'fusion':
+      # What is only passed through does not move.
+      for index in re.findall(r'\}: \((\d+), \{\}', instruction.attributes):
+        result -= operands[int(index)]
+        operands[int(index)] = 0
+      (called,) = _CALLED.findall(instruction.attributes)
+      inner = self._computations[called]
+      for one in inner.values():
+        first = inner.get(one.operands[0]) if one.operands else None
+        if first is None or first.kind != 'parameter':
+          continue
+        index = int(first.inside)
+        if one.kind == 'dynamic-slice':
+          operands[index] = min(operands[index], _size(one.type))
+        elif one.kind == 'dynamic-update-slice':  # In place: all else stays.
+          update = _size(inner[one.operands[1]].type)
+          result -= operands[index] - update
+          operands[index] = 0
+    return max(result, 0) + sum(operands)
+
+
+def _size(text: str) -> int:
+  """Bytes of a type, or of all in a tuple."""
+  return sum(_bytes(*array) for array in _ARRAY.findall(text))
+
+
+def _bytes(kind: str, shape: str) -> int:
+  """Bytes of an array such as `bf16` of `8,128`."""
+  numbers = math.prod(int(n) for n in shape.split(',') if n)
+  bits = re.search(r'\d+', kind)
+  return numbers * (max(int(bits[0]) // 8, 1) if bits else 1)

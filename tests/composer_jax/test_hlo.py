@@ -1,0 +1,86 @@
+"""Programs for four TPU chips, which the compiler alone has seen."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from composer_jax.ahead_of_time import CHIPS, open_topology
+from composer_jax.hlo import Program
+from composer_jax.models.layers import Conv3x3
+from composer_jax.sharding.mesh import MeshConfig, make_mesh
+
+LAYERS, ROWS, WIDTH = 6, 1024, 1024
+CHIP = CHIPS['v5e']
+
+
+@pytest.fixture(scope='module')
+def mesh():
+  _, devices = open_topology('v5e:2x2')
+  return make_mesh(MeshConfig(fsdp=-1, data=1), devices)
+
+
+def compiled(mesh, function, *arguments):
+  """A program and XLA's own figures; arguments are shapes and how they are split."""
+  shapes = [
+    jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, P(*split)))
+    for shape, split in arguments
+  ]
+  program = jax.jit(function).lower(*shapes).compile()
+  return Program(program.as_text()), program.cost_analysis()
+
+
+def scanned(x, weights):
+  return jax.lax.scan(lambda x, w: (nnx.silu(x @ w), None), x, weights)[0]
+
+
+def unrolled(x, weights):
+  for w in weights:
+    x = nnx.silu(x @ w)
+  return x
+
+
+LOOP = (((ROWS, WIDTH), ('fsdp',)), ((LAYERS, WIDTH, WIDTH), (None, 'fsdp')))
+
+
+def test_loops_count_as_often_as_they_run(mesh):
+  loop, analysis = compiled(mesh, scanned, *LOOP)
+  flat, _ = compiled(mesh, unrolled, *LOOP)
+  flops = 2 * ROWS * WIDTH * WIDTH / 4
+  # XLA itself counts the body of a loop once, which is why there is this module.
+  assert analysis['flops'] == pytest.approx(flops, rel=0.01)
+  costs = [p.cost(CHIP.flops, CHIP.bandwidth) for p in (loop, flat)]
+  for cost in costs:
+    assert cost.flops == LAYERS * flops
+  assert costs[0].bytes_moved == pytest.approx(costs[1].bytes_moved, rel=0.3)
+  assert costs[0].seconds == pytest.approx(costs[1].seconds, rel=0.3)
+
+
+def test_each_layer_is_gathered_by_itself(mesh):
+  for function in (scanned, unrolled):
+    program, _ = compiled(mesh, function, *LOOP)
+    assert program.collectives() == {'all-gather': (LAYERS, LAYERS * WIDTH * WIDTH * 2)}
+
+
+def test_without_loops_the_figures_are_near_those_of_xla(mesh):
+  program, analysis = compiled(mesh, unrolled, *LOOP)
+  cost = program.cost(CHIP.flops, CHIP.bandwidth)
+  assert cost.flops == pytest.approx(analysis['flops'], rel=0.01)
+  assert cost.bytes_moved == pytest.approx(analysis['bytes accessed'], rel=0.15)
+  assert cost.seconds == pytest.approx(analysis['optimal_seconds'], rel=0.15)
+
+
+def test_convolutions_count_a_product_for_each_weight_and_pixel(mesh):
+  conv = Conv3x3(128, 256, rngs=nnx.Rngs(0))
+  graph, weights = nnx.split(conv)
+
+  def forward(x):
+    return nnx.merge(graph, weights)(x)
+
+  program, _ = compiled(mesh, forward, ((8, 16, 16, 128), ('fsdp',)))
+  cost = program.cost(CHIP.flops, CHIP.bandwidth)
+  assert cost.flops == 2 * (8 / 4) * 16 * 16 * 9 * 128 * 256
