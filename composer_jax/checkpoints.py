@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import shutil
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
@@ -47,16 +50,21 @@ class Checkpoints:
       state: tree of arrays that only training needs.
       ema: tree of the averaged weights.
       data: position in the data, as JSON has it.
+
+    Raises:
+      OSError: this one or the one before cannot be written.
     """
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state),
-        ema=ocp.args.StandardSave(ema),
-        data=ocp.args.JsonSave(data),
-      ),
-      force=True,
-    )
+    about = {'position': data, 'sum': int(bit_sum((state, ema)))}
+    with self._writing():
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state),
+          ema=ocp.args.StandardSave(ema),
+          data=ocp.args.JsonSave(about),
+        ),
+        force=True,
+      )
 
   def restore_newest(
     self, state: Any, ema: Any
@@ -87,11 +95,14 @@ class Checkpoints:
             data=ocp.args.JsonRestore(),
           ),
         )
+        about = items.data
+        if (found := int(bit_sum((items.state, items.ema)))) != about['sum']:
+          raise ValueError(f'its bits sum up to {found}, not to {about["sum"]}')
       except Exception as error:  # Whatever a library says of bytes that are not whole.
         first = first or error
         continue
       self._move_aside([damaged for damaged in steps if damaged > step], first)
-      return step, items.state, items.ema, items.data
+      return step, items.state, items.ema, about['position']
     assert first is not None  # There is a checkpoint, or none would be asked for.
     raise first
 
@@ -113,12 +124,44 @@ class Checkpoints:
     self._manager.reload()
 
   def wait(self) -> None:
-    """Returns when everything is on disk."""
-    self._manager.wait_until_finished()
+    """Returns when everything is on disk.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    with self._writing():
+      self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Waits, then lets go of the folder."""
-    self._manager.close()
+    """Waits, then lets go of the folder; raises as `wait` does."""
+    with self._writing():
+      self._manager.close()
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    """Names the folder in whatever error a library raises in writing to it."""
+    try:
+      yield
+    except Exception as error:
+      raise OSError(
+        f'A checkpoint cannot be written to {self._workdir / FOLDER}: {error}. The last'
+        ' good one is kept. Make room, or mend what the error says, and run again.'
+      ) from error
+
+
+@jax.jit
+def bit_sum(tree: Any) -> jax.Array:
+  """A number that tells arrays from others: uint32, the same on any devices.
+
+  The bits of each, as integers, are added up; then those sums, each times an odd number
+  of its own. Files of checkpoints have no checksums.
+  """
+  total = jnp.zeros((), jnp.uint32)
+  for index, leaf in enumerate(jax.tree.leaves(tree)):
+    kind = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
+    bits = jax.lax.bitcast_convert_type(leaf, kind).astype(jnp.uint32)
+    total += jnp.sum(bits, dtype=jnp.uint32) * jnp.uint32(2 * index + 1)
+  return total
 
 
 def newest(workdir: pathlib.Path) -> int:

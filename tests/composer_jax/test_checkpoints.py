@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,3 +70,82 @@ def test_a_folder_without_checkpoints_is_one_clear_error(tmp_path):
   Checkpoints(tmp_path, 1).close()
   with pytest.raises(FileNotFoundError, match='no finished checkpoint'):
     newest(tmp_path)
+
+
+def damage(folder, how):
+  """Spoils the largest file of the weights of a checkpoint."""
+  data = [path for path in (folder / 'state').rglob('*') if path.is_file()]
+  path = max(data, key=lambda path: path.stat().st_size)
+  content = bytearray(path.read_bytes())
+  if how == 'cut off':
+    content = content[: len(content) // 2]
+  elif how == 'other bytes':
+    middle = len(content) // 2
+    content[middle : middle + 64] = bytes(64)
+  path.unlink()
+  if how != 'missing':
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize('how', ['cut off', 'other bytes', 'missing'])
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path, how):
+  rng = np.random.default_rng(0)
+  state = {'weights': jnp.asarray(rng.normal(size=(200, 200)))}
+  checkpoints = Checkpoints(tmp_path, 3)
+  for step in (1, 2, 3):
+    checkpoints.save(step, jax.tree.map(lambda x, s=step: x + s, state), EMA, {})
+  checkpoints.close()
+  for step in (2, 3):
+    damage(tmp_path / 'checkpoints' / str(step), how)
+  checkpoints = Checkpoints(tmp_path, 3)
+  with pytest.warns(UserWarning, match='checkpoints/3 is damaged and now in .* before'):
+    step, found, _, _ = checkpoints.restore_newest(shapes(state), shapes(EMA))
+  assert step == 1
+  np.testing.assert_array_equal(found['weights'], state['weights'] + 1)
+  assert {p.name for p in (tmp_path / 'damaged-checkpoints').iterdir()} == {'2', '3'}
+  checkpoints.save(3, state, EMA, {})
+  checkpoints.close()
+  assert newest(tmp_path) == 3
+
+
+def test_nothing_is_set_aside_where_no_checkpoint_can_be_read(tmp_path):
+  saved(tmp_path, steps=(1, 2))
+  checkpoints = Checkpoints(tmp_path, 2)
+  with pytest.raises(ValueError, match='shape'):
+    checkpoints.restore_newest(shapes({**STATE, 'weights': jnp.ones(3)}), shapes(EMA))
+  checkpoints.close()
+  assert newest(tmp_path) == 2
+  assert not (tmp_path / 'damaged-checkpoints').exists()
+
+
+FULL = """
+import pathlib, resource, signal, sys
+import jax.numpy as jnp
+import numpy as np
+from composer_jax.checkpoints import Checkpoints
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+state = {'x': jnp.asarray(np.random.default_rng(0).normal(size=(512, 512)))}
+checkpoints = Checkpoints(pathlib.Path(sys.argv[1]), 2)
+checkpoints.save(1, state, state, {})
+checkpoints.wait()
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+checkpoints.save(2, state, state, {})
+checkpoints.close()
+"""
+
+
+def test_where_no_more_can_be_written_the_last_good_checkpoint_stays(tmp_path):
+  code = [sys.executable, '-c', FULL, str(tmp_path)]
+  done = subprocess.run(code, capture_output=True, text=True)
+  assert done.returncode == 1
+  assert f'OSError: A checkpoint cannot be written to {tmp_path}' in done.stderr
+  assert newest(tmp_path) == 1
+  like = {'x': jax.ShapeDtypeStruct((512, 512), np.float32)}
+  checkpoints = Checkpoints(tmp_path, 2)
+  step, state, _, _ = checkpoints.restore_newest(like, like)
+  assert step == 1
+  assert np.isfinite(state['x']).all()
+  checkpoints.save(2, state, state, {})
+  checkpoints.close()
+  assert newest(tmp_path) == 2
