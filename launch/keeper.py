@@ -24,7 +24,7 @@ def keep() -> None:
   """Kills what is left when standard input ends."""
   for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, signal.SIG_IGN)
-  groups = set()
+  groups: set[int] = set()
   for line in sys.stdin:
     group = int(line[1:])
     (groups.add if line[0] == '+' else groups.discard)(group)

@@ -145,16 +145,23 @@ class Supervisor:
       print(f'launch: {what}', file=sys.stderr, flush=True)
 
 
+class Stoppable(Protocol):
+  """What can be asked to save and end."""
+
+  def stop(self, number: int) -> None:
+    """Asks once more, by the number of a signal."""
+
+
 @contextmanager
-def stopped_by_signals(*supervisors: Supervisor) -> Iterator[None]:
+def stopped_by_signals(*running: Stoppable) -> Iterator[None]:
   """Passes SIGTERM and SIGINT on; does nothing in other threads than the main one."""
   if threading.current_thread() is not threading.main_thread():
     yield
     return
 
   def forward(number: int, _: object) -> None:
-    for supervisor in supervisors:
-      supervisor.stop(number)
+    for one in running:
+      one.stop(number)
 
   numbers = (signal.SIGTERM, signal.SIGINT)
   before = [signal.signal(number, forward) for number in numbers]
