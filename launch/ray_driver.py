@@ -11,7 +11,7 @@ import pathlib
 import socket
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
@@ -20,10 +20,10 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from launch import job as job_lib
-from launch.job import Job
 from launch.local import DISTRIBUTED
 from launch.processes import Command, Processes
 from launch.supervisor import Supervisor, stopped_by_signals
+from launch.topology import Topology
 
 _LOST = -9
 """What a process whose host is gone is taken for: killed."""
@@ -76,17 +76,26 @@ class Host:
 
 
 class RayFleet:
-  """The processes of a job, each on a host of its own."""
+  """The processes of a job, each on a host of its own.
 
-  def __init__(self, job: Job):
-    self._job = job
+  Args:
+    command: program and arguments of each.
+    topology: hosts, and the devices that each must have.
+    environment: variables besides those of the hosts.
+  """
+
+  def __init__(
+    self, command: Sequence[str], topology: Topology, environment: Mapping[str, str]
+  ):
+    self._command, self._topology = list(command), topology
+    self._environment = dict(environment)
     self._group: Any = None
     self._hosts: list[Any] = []
     self._codes: list[int | None] = []
     self._tails: dict[int, str] = {}
 
   def start(self, attempt: int) -> None:
-    topology = self._job.topology
+    topology = self._topology
     count, devices = topology.hosts, topology.devices_per_host
     resources: dict[str, float] = {'CPU': 1}
     if topology.kind == 'gpu':
@@ -110,18 +119,17 @@ class RayFleet:
     ]
     self._codes, self._tails = [None] * count, {}
     starting = [
-      host.start.remote(self._job.command, environment)
+      host.start.remote(self._command, environment)
       for host, environment in zip(self._hosts, self._environments(), strict=True)
     ]
     ray.get(starting)
 
   def _environments(self) -> list[dict[str, str]]:
-    given = {k: v for k, v in self._job.environment.items() if v is not None}
-    count = len(self._hosts)
+    count, given = len(self._hosts), dict(self._environment)
     # TPUs know their slice; JAX asks them.
-    if count == 1 or self._job.topology.kind not in ('cpu', 'gpu'):
+    if count == 1 or self._topology.kind not in ('cpu', 'gpu'):
       return [given] * count
-    if self._job.topology.kind == 'cpu':
+    if self._topology.kind == 'cpu':
       given |= {'JAX_PLATFORMS': 'cpu', 'JAX_CPU_COLLECTIVES_IMPLEMENTATION': 'gloo'}
     address = ray.get(self._hosts[0].address.remote())
     return [
@@ -171,10 +179,12 @@ class RayFleet:
 
 def main(argv: list[str]) -> int:
   """Runs the job of a file; returns its exit status."""
-  values = job_lib.read(pathlib.Path(argv[0]))
-  job = job_lib.from_dict(values)
+  job = job_lib.from_dict(job_lib.read(pathlib.Path(argv[0])))
+  # Those without a value are the hosts' own, and reach the processes by themselves.
+  environment = {k: v for k, v in job.environment.items() if v is not None}
   ray.init()
-  supervisor = Supervisor(RayFleet(job), job.max_restarts, job.grace_seconds)
+  fleet = RayFleet(job.command, job.topology, environment)
+  supervisor = Supervisor(fleet, job.max_restarts, job.grace_seconds)
   with stopped_by_signals(supervisor):
     try:
       return supervisor.run()

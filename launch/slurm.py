@@ -153,7 +153,7 @@ def _prologue(job: Job, options: Options) -> str:
     else:
       lines.append(f'export {name}={shlex.quote(value)}')
   if options.setup:
-    lines.append(options.setup)
+    lines.append(f'{{ {options.setup}; }} || exit')
   return '\n'.join(['', *lines, '']) if lines else ''
 
 

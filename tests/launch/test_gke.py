@@ -69,7 +69,7 @@ def pod(found):
 )
 def test_manifests_are_what_kubernetes_and_jobset_accept(changes):
   check(manifest(**changes))
-  every = {field: 'a-name' for field in vars(gke.Options())}
+  every = dict.fromkeys(vars(gke.Options()), 'a-name')
   check(manifest(every, **changes))
 
 

@@ -29,7 +29,7 @@ def script(options=None, **changes):
   ('options', 'changes'),
   [
     ({}, {}),
-    ({'partition': 'gpu', 'setup': 'source .venv/bin/activate'}, {'environment': {}}),
+    ({'partition': 'gpu', 'setup': 'module load cuda'}, {'environment': {}}),
     ({'cpus_per_task': 8}, {'image': 'registry.example/composer-jax:1'}),
     ({}, {'topology': 'cpu:2'}),
   ],
@@ -64,7 +64,8 @@ def test_directives_ask_for_a_process_a_gpu_notice_and_requeueing():
 def run(programs, codes, **variables):
   """Runs the script where srun ends with these codes, one after the other."""
   environment = programs(
-    srun='printf "%s|" "$@" "$LEVEL" "$HF_TOKEN" >>"$FOLDER/srun"; echo >>"$FOLDER/srun"\n'
+    srun='printf "%s|" "$@" "$LEVEL" "$HF_TOKEN" >>"$FOLDER/srun"\n'
+    'echo >>"$FOLDER/srun"\n'
     f'codes=({" ".join(map(str, codes))})\n'
     'exit "${codes[$(($(wc -l <"$FOLDER/srun") - 1))]}"',
     scontrol='echo "$@" >>"$FOLDER/scontrol"',
