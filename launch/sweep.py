@@ -156,7 +156,7 @@ def _flag(value: Any) -> str:
 
 def _name(index: int, point: Mapping[str, Any]) -> str:
   words = [f'{field.split(".")[-1]}-{_flag(value)}' for field, value in point.items()]
-  text = re.sub(r'[^\w.+-]+', '-', '-'.join(words), flags=re.ASCII)
+  text = re.sub(r'[^\w.+]+', '-', '-'.join(words), flags=re.ASCII)
   return f'{index:03d}-{text[:60]}'.rstrip('-.')
 
 

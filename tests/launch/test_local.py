@@ -31,6 +31,13 @@ def program(tmp_path, body):
       seen = folder / f'attempts-{index}'
       attempt = len(seen.read_text()) + 1 if seen.exists() else 1
       seen.write_text('.' * attempt)
+
+      def meet():
+        # Whoever is stopped before its first line has not counted its attempt.
+        for i in range(int(os.environ.get('JAX_NUM_PROCESSES', 1))):
+          other = folder / f'attempts-{i}'
+          while not other.exists() or len(other.read_text()) < attempt:
+            time.sleep(0.02)
       """
     )
     + textwrap.dedent(body)
@@ -111,6 +118,7 @@ def test_all_start_again_when_one_dies(tmp_path, death):
     f"""
     if attempt == 1:
       if index == 1:
+        meet()
         {death}
       time.sleep(60)
     """,
@@ -128,6 +136,7 @@ def test_it_gives_up_with_the_process_its_code_and_the_end_of_its_log(tmp_path):
     """
     print(f'attempt {attempt} of process {index}', flush=True)
     if index == 1:
+      meet()
       sys.exit('no such data set')
     time.sleep(60)
     """,
@@ -154,6 +163,7 @@ def test_who_reports_a_hanging_peer_is_not_blamed_and_all_start_again(tmp_path):
     tmp_path,
     """
     if index == 0:
+      meet()
       sys.exit(76)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     time.sleep(60)
@@ -173,6 +183,7 @@ def test_being_preempted_is_no_failure_however_often(tmp_path):
       sys.exit(75)
     signal.signal(signal.SIGTERM, save)
     if attempt <= 4 and index == 0:
+      meet()
       sys.exit(75)
     if attempt <= 4:
       time.sleep(60)
@@ -193,11 +204,11 @@ def test_others_have_their_time_to_save_when_one_was_preempted(tmp_path):
         (folder / 'saved').touch()
         sys.exit(75)
       signal.signal(signal.SIGTERM, save)
-      (folder / f'ready-{index}').touch()
-      while not (folder / 'ready-1').exists():
-        time.sleep(0.02)
       if index == 0:
+        while not (folder / 'ready').exists():
+          time.sleep(0.02)
         sys.exit(75)
+      (folder / 'ready').touch()
       time.sleep(60)
     """,
   )
@@ -211,11 +222,11 @@ def test_one_that_cannot_save_in_time_is_a_failure(tmp_path):
     tmp_path,
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    (folder / f'ready-{index}').touch()
-    while not (folder / 'ready-1').exists():
-      time.sleep(0.02)
     if index == 0:
+      while not (folder / 'ready').exists():
+        time.sleep(0.02)
       sys.exit(75)
+    (folder / 'ready').touch()
     time.sleep(60)
     """,
   )

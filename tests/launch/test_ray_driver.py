@@ -61,6 +61,8 @@ def test_each_host_has_one_process_and_all_start_again(cluster, tmp_path, capfd)
     assert os.environ['JAX_NUM_PROCESSES'] == '2' and os.environ['MINE'] == 'yes'
     if attempt == 1:
       if index == 1:
+        while not (folder / 'attempts-0').exists():
+          time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGKILL)
       time.sleep(60)
   """
@@ -111,8 +113,9 @@ def test_a_lost_actor_is_a_dead_process(cluster, tmp_path):
   thread.start()
   path = tmp_path / 'pid-1-1'
   deadline = time.monotonic() + 30
-  while not (path.exists() and path.read_text()) and time.monotonic() < deadline:
+  while time.monotonic() < deadline and len(list(tmp_path.glob('pid-1-*'))) < 2:
     time.sleep(0.05)
+  time.sleep(0.5)
   os.kill(int(path.read_text()), signal.SIGKILL)  # The actor, which started it.
   thread.join(60)
   assert not thread.is_alive()
