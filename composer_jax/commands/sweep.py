@@ -90,6 +90,8 @@ def main(argv: list[str]) -> int:
   jobs = {unit.name: _job(flags, sweep, unit) for unit in sweep.units}
   # All of them first: a slip in the last run should not cost the time of the others.
   resolved = {name: resolved_config(job) for name, (job, _) in jobs.items()}
+  for job, options in jobs.values():
+    flags_lib.TARGETS[flags.target].render(job, options)
   for name, config in resolved.items():
     (out / name).mkdir(parents=True, exist_ok=True)
     write_text(out / name / RESOLVED_FILE, config.to_json())
