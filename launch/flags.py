@@ -30,7 +30,7 @@ TARGETS: dict[str, Any] = {
   'queued-resource': queued_resource,
   'ray': ray_job,
 }
-"""Each is a `Target`."""
+"""Each is a `Target`; all but `local` also say what hands their files over."""
 
 _JOB_FLAGS = {
   'topology': (

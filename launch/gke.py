@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 import re
 from typing import Any
 
@@ -228,6 +229,6 @@ def _variable(name: str, value: str | None) -> dict[str, Any]:
   }
 
 
-def start_command(job: Job) -> list[str]:
-  """What hands the rendered files over, in their folder."""
-  return ['kubectl', 'apply', '-f', f'{job.name}.yaml']
+def start_command(job: Job, folder: pathlib.Path) -> list[str]:
+  """What hands the files over that were rendered into a folder."""
+  return ['kubectl', 'apply', '-f', f'{folder}/{job.name}.yaml']

@@ -161,6 +161,6 @@ def _start(job: Job, options: Options) -> str:
   return '\n'.join(lines)
 
 
-def start_command(job: Job) -> list[str]:
-  """What hands the rendered files over, in their folder."""
-  return ['bash', f'{job.name}.sh', 'up']
+def start_command(job: Job, folder: pathlib.Path) -> list[str]:
+  """What hands the files over that were rendered into a folder."""
+  return ['bash', f'{folder}/{job.name}.sh', 'up']

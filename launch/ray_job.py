@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 import re
 import shlex
 
@@ -76,6 +77,6 @@ def render(job: Job, options: Options) -> dict[str, str]:
   return {f'{job.name}-ray.sh': script, f'{job.name}-ray.json': job_lib.to_json(job)}
 
 
-def start_command(job: Job) -> list[str]:
-  """What hands the rendered files over, in their folder."""
-  return ['bash', f'{job.name}-ray.sh']
+def start_command(job: Job, folder: pathlib.Path) -> list[str]:
+  """What hands the files over that were rendered into a folder."""
+  return ['bash', f'{folder}/{job.name}-ray.sh']

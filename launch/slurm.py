@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 import re
 import shlex
 
@@ -157,6 +158,6 @@ def _prologue(job: Job, options: Options) -> str:
   return '\n'.join(['', *lines, '']) if lines else ''
 
 
-def start_command(job: Job) -> list[str]:
-  """What hands the rendered files over, in their folder."""
-  return ['sbatch', f'{job.name}.sbatch']
+def start_command(job: Job, folder: pathlib.Path) -> list[str]:
+  """What hands the files over that were rendered into a folder."""
+  return ['sbatch', f'{folder}/{job.name}.sbatch']

@@ -61,12 +61,10 @@ class Supervisor:
     self._fleet, self._terminal = fleet, terminal
     self._max_restarts, self._grace = max_restarts, grace_seconds
     self._asked: list[int] = []
-    self._wake = threading.Event()
 
   def stop(self, number: int = signal.SIGTERM) -> None:
     """Asks all to save and end; asked twice, kills. For handlers and other threads."""
-    self._asked.append(number)
-    self._wake.set()
+    self._asked.append(number)  # No lock: a handler can interrupt whoever holds it.
 
   def run(self) -> int:
     """Returns 0 when all have finished, `restarts.SAVED` when stopped and saved.
@@ -127,8 +125,7 @@ class Supervisor:
         if time.monotonic() > deadline:
           fleet.kill()
         else:
-          self._wake.wait(POLL_SECONDS)
-          self._wake.clear()
+          time.sleep(POLL_SECONDS)
     finally:
       fleet.kill()
       fleet.show()

@@ -78,16 +78,15 @@ def main(argv: list[str]) -> int:
   write_files(flags.target, job, options, out)
   if flags.target == 'local':
     return _start_local(job, out, flags.dry_run)
-  command = flags_lib.TARGETS[flags.target].start_command(job)
+  command = flags_lib.TARGETS[flags.target].start_command(job, out)
   if flags.dry_run:
-    print(f'To start it: cd {shlex.quote(str(out))} && {shlex.join(command)}')
+    print(f'To start it: {shlex.join(command)}')
     return 0
   try:
-    return subprocess.run(command, cwd=out, check=False).returncode
+    return subprocess.run(command, check=False).returncode
   except FileNotFoundError:
     raise FileNotFoundError(
-      f'{command[0]} is not installed here. Where it is:'
-      f' cd {shlex.quote(str(out))} && {shlex.join(command)}'
+      f'{command[0]} is not installed here. Where it is: {shlex.join(command)}'
     ) from None
 
 

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import pathlib
 import re
+import shlex
 from typing import Any
 
 from composer_jax.commands.launch import resolved_config, write_files
@@ -100,8 +101,9 @@ def main(argv: list[str]) -> int:
     for unit in sweep.units:
       write_files(flags.target, *jobs[unit.name], out / unit.name)
     first = sweep.units[0].name
-    command = flags_lib.TARGETS[flags.target].start_command(jobs[first][0])
-    print(f'To start the first: cd {out / first} && {" ".join(command)}')
+    target = flags_lib.TARGETS[flags.target]
+    command = target.start_command(jobs[first][0], out / first)
+    print(f'To start the first: {shlex.join(command)}')
     return 0
   runs = Runs(
     sweep.units,

@@ -24,7 +24,7 @@ def test_a_dry_run_writes_files_and_says_how_to_start_them(tmp_path, capsys):
   out = tmp_path / 'files'
   words = [*GKE, f'--out={out}', '--dry-run', '--config.data.path=/mnt/composer/data']
   assert cli.main(words) == 0
-  assert f'cd {out} && kubectl apply -f base.yaml' in capsys.readouterr().out
+  assert f'kubectl apply -f {out}/base.yaml' in capsys.readouterr().out
   manifest = yaml.safe_load((out / 'base.yaml').read_text())
   assert manifest['kind'] == 'JobSet'
   job = json.loads((out / 'job.json').read_text())
@@ -66,13 +66,13 @@ def test_a_file_may_have_a_part_for_each_target(tmp_path, capsys):
 
 def test_it_starts_what_it_has_written_and_gives_its_status(tmp_path, monkeypatch):
   program = tmp_path / 'sbatch'
-  program.write_text(f'#!/bin/sh\necho "$PWD $*" >{tmp_path}/called\nexit 3\n')
+  program.write_text(f'#!/bin/sh\necho "$*" >{tmp_path}/called\nexit 3\n')
   program.chmod(program.stat().st_mode | stat.S_IXUSR)
   monkeypatch.setenv('PATH', f'{tmp_path}:{os.environ["PATH"]}')
   out = tmp_path / 'out'
   words = ['--name=base', '--config=configs/demo/base.py', '--topology=gpu:2x4']
   assert cli.main(['launch', 'slurm', *words, f'--out={out}']) == 3
-  assert (tmp_path / 'called').read_text() == f'{out} base.sbatch\n'
+  assert (tmp_path / 'called').read_text() == f'{out}/base.sbatch\n'
 
 
 def test_a_missing_program_leaves_the_files_and_says_what_to_do(
@@ -82,7 +82,7 @@ def test_a_missing_program_leaves_the_files_and_says_what_to_do(
   out = tmp_path / 'out'
   words = ['--name=base', '--config=configs/demo/base.py', '--topology=gpu:2x4']
   assert cli.main(['launch', 'slurm', *words, f'--out={out}']) == 1
-  assert f'cd {out} && sbatch base.sbatch' in capsys.readouterr().err
+  assert f'sbatch {out}/base.sbatch' in capsys.readouterr().err
   assert (out / 'base.sbatch').exists()
 
 

@@ -36,7 +36,8 @@ def test_other_targets_have_a_job_for_each_run(tmp_path, sweep, capsys):
     resolved = config.load(out / name / 'resolved.json')
     assert (resolved.train.seed, resolved.train.steps) == (seed, 3)
     assert resolved.data.path == '/shared/d'
-  assert 'sbatch my-sweep-000.sbatch' in capsys.readouterr().out
+  started = f'sbatch {out}/000-seed-1/my-sweep-000.sbatch'
+  assert started in capsys.readouterr().out
 
 
 def test_a_slip_in_one_run_is_found_before_any_starts(tmp_path, sweep, capsys):
