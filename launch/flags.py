@@ -66,7 +66,12 @@ def add_flags(parser: argparse.ArgumentParser, target: str) -> None:
   for field, (metavar, text) in _JOB_FLAGS.items():
     kind = int if field in _NUMBERS else str
     parser.add_argument(_dashed(field), type=kind, metavar=metavar, help=text)
-  parser.add_argument('--spot', action='store_true', default=None, help='for less')
+  parser.add_argument(
+    '--spot',
+    action='store_true',
+    default=None,
+    help='machines that may be taken away, for less',
+  )
   parser.add_argument(
     '--env',
     action='append',

@@ -43,18 +43,22 @@ def _parser() -> argparse.ArgumentParser:
   targets = parser.add_subparsers(dest='target', required=True, metavar='TARGET')
   for name, module in flags_lib.TARGETS.items():
     what = (module.__doc__ or '').partition(': ')[2].splitlines()[0]
+    options = flags_lib.options_help(name)
+    meaning = f'what the options of {name} mean:\n{options}\n\n' if options else ''
     of_target = targets.add_parser(
       name,
       help=what,
       description=what[0].upper() + what[1:],
-      epilog=f'options of {name}:\n{flags_lib.options_help(name)}\n\n{EPILOG}',
+      epilog=meaning + EPILOG,
       formatter_class=argparse.RawDescriptionHelpFormatter,
       allow_abbrev=False,
     )
     of_target.add_argument('--name', help='of the job')
-    of_target.add_argument('--config', metavar='FILE', help='configs/demo/base.py')
     of_target.add_argument(
-      '--out', type=pathlib.Path, metavar='DIR', help='of the files; runs/NAME/launch'
+      '--config', metavar='FILE', help='such as configs/demo/base.py'
+    )
+    of_target.add_argument(
+      '--out', type=pathlib.Path, metavar='DIR', help='for the files; runs/NAME/launch'
     )
     of_target.add_argument(
       '--dry-run', action='store_true', help='write the files, start nothing'

@@ -45,7 +45,10 @@ def _parser(target: str) -> argparse.ArgumentParser:
     allow_abbrev=False,
   )
   parser.add_argument(
-    '--config', required=True, metavar='FILE', help='configs/sweeps/demo_grid.py'
+    '--config',
+    required=True,
+    metavar='FILE',
+    help='such as configs/sweeps/demo_grid.py',
   )
   parser.add_argument('--out', type=pathlib.Path, required=True, metavar='DIR')
   parser.add_argument(

@@ -353,3 +353,22 @@ def test_bad_arguments_are_refused_before_anything_starts(tmp_path):
     supervise(['true'], 0, logs=tmp_path)
   with pytest.raises(FileNotFoundError, match='no-such-program'):
     supervise(['no-such-program'], 1, logs=tmp_path)
+
+
+def test_jax_finds_its_peers_by_the_variables(tmp_path):
+  command = program(
+    tmp_path,
+    """
+    import jax, numpy as np
+    from jax.experimental import multihost_utils
+    jax.distributed.initialize(
+      os.environ['JAX_COORDINATOR_ADDRESS'], int(os.environ['JAX_NUM_PROCESSES']), index
+    )
+    all_of_them = multihost_utils.process_allgather(np.array([index + 1]))
+    print(jax.device_count(), jax.local_device_count(), int(all_of_them.sum()))
+    """,
+  )
+  logs = tmp_path / 'logs'
+  assert supervise(command, 2, devices_per_process=3, max_restarts=0, logs=logs) == 0
+  for index in range(2):
+    assert (logs / f'process-{index}.log').read_text().splitlines()[-1] == '6 3 3'
