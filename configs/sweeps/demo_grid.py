@@ -1,7 +1,7 @@
 """Four short runs of the demo's base model: two learning rates by two sizes of steps.
 
-Three minutes each on two busy CPU cores, half of it to compile; enough to see which rate
-is too high, not which model is best.
+Three minutes each on two busy CPU cores; enough to see which rate is too high, not
+which model is best.
 
 Run:    composer-jax sweep --config configs/sweeps/demo_grid.py \
             --out runs/demo_grid --config.data.path=demo/data
