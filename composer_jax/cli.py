@@ -16,6 +16,8 @@ VERBS = {
   'compile': 'what a config costs on TPUs that are not at hand',
   'import': 'published weights to a model folder',
   'train': 'train a stage: dual encoder, base model or upsampler',
+  'launch': 'start a training run on this machine, Slurm, GKE, TPU VMs or Ray',
+  'sweep': 'many runs that differ in some fields, and a table that compares them',
   'export': 'a trained model as a folder to hand on, or for diffusers',
   'compose': 'make an image from conditions of other images',
   'report': 'a page that shows what a model can do, and measures it',

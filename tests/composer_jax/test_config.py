@@ -14,6 +14,7 @@ from composer_jax.models.unet import UNetConfig
 ROOT = pathlib.Path(__file__).parents[2]
 DEMO = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob('configs/*/*.py'))
 DEMO = [name for name in DEMO if not name.endswith('__init__.py')]
+DEMO = [name for name in DEMO if not name.startswith('configs/sweeps/')]
 
 
 @pytest.mark.parametrize('name', DEMO)

@@ -1,0 +1,1 @@
+"""Models small enough to train on a CPU in minutes."""
