@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from composer_jax.conditions import by_name
 from composer_jax.diffusion.resolution import to_float
@@ -63,7 +64,8 @@ class GridSampler:
     for wanted in (names, *([name] for name in names)):
       kept = {name: np.full(len(keys), name in wanted) for name in names}
       wish = Wish((Branch(self._stored, kept),), np.ones((1, len(keys)), np.float32))
-      columns.append(np.asarray(self._denoising(wish, keys, low_res)))
+      made = self._denoising(wish, keys, low_res)
+      columns.append(multihost_utils.process_allgather(made, tiled=True))
     grid = np.stack(columns, axis=1)
     rows, count = grid.shape[:2]
     grid = grid.transpose(0, 2, 1, 3, 4).reshape(rows * size, count * size, 3)

@@ -26,7 +26,7 @@ from composer_jax.models.tokenizer import Tokenizer
 from composer_jax.sharding.mesh import local_rows, make_mesh
 from composer_jax.trained import INPUTS, load_weights
 from composer_jax.training import loop
-from composer_jax.training.processes import join
+from composer_jax.training.processes import ending_at_once, join
 from composer_jax.training.stages import Diffusion, DualEncoder, PriorDiffusion
 from composer_jax.training.step import Stage
 from composer_jax.training.warm_start import Start, start_from
@@ -273,15 +273,16 @@ def main(argv: list[str]) -> int:
     old, weights, _ = load_weights(origin)
     return start_from(old, weights, setup.config)
 
-  run = loop.train(
-    setup.config,
-    setup.stage,
-    setup.source,
-    workdir,
-    setup.sampler,
-    start if origin else None,
-    profile=flags.profile,
-  )
+  with ending_at_once():
+    run = loop.train(
+      setup.config,
+      setup.stage,
+      setup.source,
+      workdir,
+      setup.sampler,
+      start if origin else None,
+      profile=flags.profile,
+    )
   if not run.finished:
     if first:
       print(f'Interrupted at step {run.step} and saved; run again to go on.')

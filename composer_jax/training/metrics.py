@@ -11,7 +11,6 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tensorboardX import SummaryWriter
 
 from composer_jax.files import write_text
 from composer_jax.images import encode_png
@@ -31,6 +30,9 @@ class MetricsWriter:
   """
 
   def __init__(self, workdir: pathlib.Path, step: int):
+    # Takes seconds to import, and is for the first process of a job alone.
+    from tensorboardX import SummaryWriter
+
     self._path = workdir / FILE
     if self._path.exists():
       lines = self._path.read_text(errors='replace').splitlines(keepends=True)

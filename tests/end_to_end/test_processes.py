@@ -13,7 +13,20 @@ import pytest
 
 from tests.end_to_end.conftest import TINY, command, environment, metrics
 
-STEPS = 16
+STEPS = 24
+
+SMALLEST = [
+  *TINY,
+  '--config.model.image_size=16',
+  '--config.model.multipliers=(1,)',
+  '--config.model.attention=(True,)',
+  '--config.model.blocks=1',
+  "--config.model.conditions=('palette','intensity')",
+  '--config.optimizer.name=adamw',
+  '--config.train.sample_every=8',
+  '--config.sample.steps=2',
+]
+"""Overrides of a model that each process compiles soon."""
 
 
 def words(data, workdir, *more, steps=STEPS):
@@ -22,12 +35,9 @@ def words(data, workdir, *more, steps=STEPS):
     '--config=configs/demo/base.py',
     f'--workdir={workdir}',
     f'--config.data.path={data}',
-    "--config.model.conditions=('palette','sketch','intensity','mask')",
     '--config.optimizer.cooldown=0.0',  # It depends on the number of steps.
-    '--config.optimizer.name=adamw',  # Compiled sooner, as each process does it.
-    '--config.model.blocks=1',
     f'--config.train.steps={steps}',
-    *TINY,
+    *SMALLEST,
     *more,
   ]
 
@@ -91,56 +101,48 @@ def losses(workdir):
   return {step: row['loss'] for step, row in metrics(workdir).items()}
 
 
-@pytest.fixture(scope='module')
-def unbroken(data, tmp_path_factory):
-  workdir = tmp_path_factory.mktemp('unbroken')
-  train(2, *words(data, workdir, '--config.train.save_every=4'))
-  assert sorted(losses(workdir)) == list(range(1, STEPS + 1))
-  return workdir
-
-
-def test_the_number_of_processes_changes_nothing_also_midway(data, tmp_path):
-  one, several = tmp_path / 'one', tmp_path / 'several'
-  alone = words(data, one, '--config.mesh.fsdp=4', steps=6)
-  done = subprocess.run(command(*alone), env=quick(4), capture_output=True, text=True)
+def test_four_processes_have_the_losses_of_one_with_four_devices(data, tmp_path):
+  one, four = tmp_path / 'one', tmp_path / 'four'
+  shared = ('--config.mesh.data=2', '--config.mesh.fsdp=2')
+  alone = command(*words(data, one, *shared, steps=4))
+  done = subprocess.run(alone, env=quick(4), capture_output=True, text=True)
   assert done.returncode == 0, done.stderr[-3000:]
-  train(4, *words(data, several, '--config.mesh.fsdp=4', steps=3))
-  train(2, *words(data, several, '--config.mesh.data=2', steps=6))
-  wanted, found = losses(one), losses(several)
-  assert sorted(found) == sorted(wanted) == list(range(1, 7))
+  train(4, *words(data, four, *shared, steps=4))
+  wanted, found = losses(one), losses(four)
+  assert sorted(found) == sorted(wanted) == [1, 2, 3, 4]
   for step, loss in found.items():
     assert loss == pytest.approx(wanted[step], rel=1e-5), step
 
 
-def test_a_job_of_which_one_process_is_killed_goes_on_bit_for_bit(
-  data, unbroken, tmp_path
+def test_a_job_that_is_killed_then_preempted_ends_with_the_bits_of_an_unbroken_one(
+  data, tmp_path
 ):
-  arguments = words(data, tmp_path, '--config.train.save_every=4')
+  unbroken, broken = tmp_path / 'unbroken', tmp_path / 'broken'
+  more = ('--config.train.save_every=4', '--preempted-exit-code=75')
+  train(2, *words(data, unbroken, *more))
+  arguments = words(data, broken, *more)
+
   processes = start(2, *arguments)
-  wait_for_step(processes, tmp_path, random.randint(2, STEPS - 4))
+  wait_for_step(processes, broken, random.randint(2, STEPS // 2))
   victim, other = random.sample(processes, 2)
   victim.kill()
-  # The other one cannot go on alone; whoever started them ends it, at the latest.
-  other.terminate()
-  finish(processes)
-  assert len(losses(tmp_path)) < STEPS
-  train(2, *arguments)
-  assert losses(tmp_path) == losses(unbroken)
+  # The other one cannot go on alone.
+  codes, _ = finish([other])
+  assert codes != [0]
+  killed_at = max(losses(broken))
+  assert killed_at < STEPS
 
-
-def test_a_signal_to_one_process_saves_in_all_and_says_start_me_again(
-  data, unbroken, tmp_path
-):
-  arguments = words(data, tmp_path, '--preempted-exit-code=75')
   processes = start(2, *arguments)
-  wait_for_step(processes, tmp_path, random.randint(2, STEPS // 2))
-  random.choice(processes).send_signal(signal.SIGTERM)
+  wait_for_step(processes, broken, killed_at + 1)
+  random.choice(processes).send_signal(signal.SIGTERM)  # Both stop where one is told.
   codes, outputs = finish(processes)
   assert codes == [75, 75], outputs
   assert 'saved; run again to go on' in outputs[0]
   assert 'run again' not in outputs[1]
+
   train(2, *arguments)
-  assert losses(tmp_path) == losses(unbroken)
+  assert losses(broken) == losses(unbroken)
+  assert sorted(losses(broken)) == list(range(1, STEPS + 1))
 
 
 def test_a_process_that_hangs_is_named_and_ends_the_others(data, tmp_path):
