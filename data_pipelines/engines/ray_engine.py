@@ -47,6 +47,7 @@ def run(
   cpus: float = 1,
   gpus: float = 0,
   tpus: float = 0,
+  retries: int = RETRIES,
   patience: float = PATIENCE,
 ) -> Generator[tuple[Task, Result]]:
   """Does all tasks, in any order.
@@ -61,6 +62,7 @@ def run(
     cpus: processors for each worker.
     gpus: GPUs for each worker; fractions share one.
     tpus: TPU chips for each worker.
+    retries: times that a task is tried again after its worker was lost.
     patience: seconds to wait, while nothing runs, for the cluster to place a worker.
 
   Yields:
@@ -93,7 +95,7 @@ def run(
       while left:
         actor, task, answered, error = pool.next(patience)
         if error is not None:
-          _refuse_to_go_on_losing(losses, task, error, count)
+          _count_loss(losses, task, error, retries if task else retries * count)
           if task is not None:
             waiting.append(task)
           if waiting:
@@ -144,7 +146,7 @@ class _Pool:
 
   def add(self) -> None:
     """Asks for one more actor; tasks wait until it is there."""
-    actor = self._make.remote(self._work, os.getcwd())
+    actor: Any = self._make.remote(self._work, os.getcwd())
     self._actors.append(actor)
     self._calls[actor.ready.remote()] = actor, None
 
@@ -192,11 +194,11 @@ class _Pool:
       self.remove(actor)
 
 
-def _refuse_to_go_on_losing(
-  losses: Counter[str], task: Task | None, error: Exception, count: int
+def _count_loss(
+  losses: Counter[str], task: Task | None, error: Exception, limit: int
 ) -> None:
   """Counts the loss of a worker; a task that kills each of its workers ends the run."""
-  name, limit = (task.name, RETRIES) if task else (START, RETRIES * count)
+  name = task.name if task else START
   losses[name] += 1
   if losses[name] > limit:
     raise WorkerDied(

@@ -56,7 +56,7 @@ class BucketWebDatasetSource(WebDatasetSource):
   def _contents(self, shards: Sequence[str]) -> Iterable[dict[str, Any]]:
     # Headers lie between the images, so a shard is read in full for them.
     with futures.ThreadPoolExecutor(16) as pool:
-      return list(pool.map(self._samples, shards))
+      return list(pool.map(self._contents_of, shards))
 
   def _open(self, shard: str) -> BinaryIO:
     return open_object(self._root / shard)

@@ -112,9 +112,9 @@ class WebDatasetSource:
     return root, [os.path.relpath(s, root).replace(os.sep, '/') for s in shards]
 
   def _contents(self, shards: Sequence[str]) -> Iterable[dict[str, _Sample]]:
-    return map(self._samples, shards)
+    return map(self._contents_of, shards)
 
-  def _samples(self, shard: str) -> dict[str, _Sample]:
+  def _contents_of(self, shard: str) -> dict[str, _Sample]:
     """The samples of one shard by name."""
     samples: dict[str, _Sample] = {}
     seen = set()
