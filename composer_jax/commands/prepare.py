@@ -157,6 +157,7 @@ def _engine(parser: argparse.ArgumentParser, flags: argparse.Namespace) -> Any:
   if flags.engine == 'ray':
     from data_pipelines.engines import ray_engine
 
+    ray_engine.require_ray()  # Before a long listing of the source.
     asked = {name.removeprefix('ray_'): getattr(flags, name) for name in RAY}
     return functools.partial(ray_engine.run, **asked)
   from data_pipelines.engines import local

@@ -38,6 +38,16 @@ PATIENCE = 600.0
 that grows on demand takes minutes."""
 
 
+def require_ray() -> None:
+  """Says what to install if Ray is not there.
+
+  Raises:
+    MissingExtra: it is not.
+  """
+  if importlib.util.find_spec('ray') is None:
+    raise MissingExtra("--engine ray needs Ray: pip install 'composer_jax[ray]'.")
+
+
 def run(
   work: Callable[[Task], Result],
   tasks: Sequence[Task],
@@ -75,8 +85,7 @@ def run(
       What others have written stays.
     Exception: what `work` raised, with the worker's traceback as a note.
   """
-  if importlib.util.find_spec('ray') is None:
-    raise MissingExtra("--engine ray needs Ray: pip install 'composer_jax[ray]'.")
+  require_ray()
   resources = {'CPU': cpus, 'GPU': gpus, 'TPU': tpus}
   if workers < 0 or min(resources.values()) < 0 or not any(resources.values()):
     raise ValueError(

@@ -13,7 +13,9 @@ import time
 import numpy as np
 import pytest
 
+from composer_jax import cli
 from composer_jax.extras import MissingExtra
+from data_pipelines.dataset import load_dataset
 from data_pipelines.engines import local, ray_engine
 from data_pipelines.prepare import prepare
 
@@ -59,11 +61,13 @@ def run(cluster):
   ray.shutdown()
 
 
-def test_it_connects_for_the_time_of_the_run(cluster):
+def test_the_command_connects_for_the_time_of_its_run(cluster, folder, tmp_path):
   import ray
 
-  found = ray_engine.run(chores.square, TASKS[:1], address=cluster.address)
-  assert list(found) == [(TASKS[0], 0)]
+  flags = f'--engine ray --address {cluster.address} --size 8 --conditions none'
+  paths = ['--source', f'folder:{folder}', '--out', str(tmp_path / 'data')]
+  assert cli.main(['prepare', *paths, *flags.split()]) == 0
+  assert len(load_dataset(tmp_path / 'data')) > 30
   assert not ray.is_initialized()
 
 
