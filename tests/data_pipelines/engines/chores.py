@@ -27,6 +27,13 @@ def square(task):
   return task.number**2
 
 
+def where(task):
+  """The node of a cluster that it runs on."""
+  import ray
+
+  return ray.get_runtime_context().get_node_id()
+
+
 def who(task):
   time.sleep(0.02)
   return os.getpid()
@@ -58,14 +65,20 @@ def dies_once(folder, task):
 
 
 class Noted:
-  """Work that notes which process has begun what, and can be slowed down."""
+  """Work that notes which process has begun what, and can be slowed down.
 
-  def __init__(self, work, folder, seconds_an_image=0.0):
+  It waits until so many processes have begun something.
+  """
+
+  def __init__(self, work, folder, seconds_an_image=0.0, processes=1):
     self.work, self.folder, self.seconds = work, folder, seconds_an_image
+    self.processes = processes
 
   def __call__(self, task):
     note = pathlib.Path(self.folder, f'{task.name} {os.getpid()} {time.time_ns()}')
     note.touch()
+    while len({process for _, process, _ in begun(self.folder)}) < self.processes:
+      time.sleep(0.02)
     shard = sys.modules.get('data_pipelines.shard')
     if shard is None:  # The work is none of its own.
       return self.work(task)

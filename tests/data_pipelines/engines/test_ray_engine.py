@@ -76,14 +76,13 @@ def test_no_cluster_at_the_address_is_an_error():
     list(ray_engine.run(chores.square, TASKS, address='127.0.0.1:1'))
 
 
-def test_all_tasks_are_done_on_both_nodes(run):
+def test_all_tasks_are_done_on_both_nodes(run, tmp_path):
   results = list(run(chores.square, TASKS, workers=0))
   assert sorted(results, key=lambda pair: pair[0].number) == [
     (task, task.number**2) for task in TASKS
   ]
-  pids = {pid for _, pid in run(chores.who, TASKS, workers=0)}
-  assert len(pids) == 2
-  assert os.getpid() not in pids
+  work = chores.Noted(chores.where, tmp_path, processes=2)
+  assert len({node for _, node in run(work, TASKS, workers=0)}) == 2
 
 
 def test_nothing_to_do_asks_for_no_cluster():
@@ -161,7 +160,7 @@ def test_a_node_killed_midway_loses_and_doubles_nothing(
 
   def slow(work, tasks, *, workers):
     killer.start()
-    yield from run(chores.Noted(work, notes, 0.08), tasks, workers=workers)
+    yield from run(chores.Noted(work, notes, 0.08, processes=2), tasks, workers=workers)
 
   prepare(f'folder:{folder}', out, workers=2, engine=slow, **ARGUMENTS)
   killer.join()
