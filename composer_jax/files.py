@@ -11,9 +11,14 @@ import shutil
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from composer_jax.buckets import in_bucket, put_bytes
+
 
 def write_text(path: pathlib.Path, text: str) -> None:
   """Writes a UTF-8 file that a kill, at any instant, leaves as it was or complete."""
+  if in_bucket(path):
+    put_bytes(text.encode(), path)
+    return
   part = path.with_name(f'{path.name}.{secrets.token_hex(4)}.part')
   part.write_text(text, encoding='utf-8')
   os.replace(part, path)

@@ -9,7 +9,9 @@ from typing import Any
 
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
+from composer_jax.buckets import open_path
 from composer_jax.files import read_json
+from data_pipelines.cache import on_disk
 from data_pipelines.records import RecordType, shard_name
 
 INFO = 'dataset.json'
@@ -29,7 +31,7 @@ class PreparedDataset:
   """One split of a prepared folder, by index.
 
   Attributes:
-    directory: the folder.
+    directory: the folder, on disk or in a bucket.
     split: the name of the split.
     info: the contents of `dataset.json`.
     conditions: names of the conditions in each record, those stored with the
@@ -45,7 +47,7 @@ class PreparedDataset:
     conditions: Iterable[str] | None = None,
   ):
     """See `load_dataset`."""
-    self.directory, self.split = pathlib.Path(directory), split
+    self.directory, self.split = open_path(directory), split
     self.info: Record = read_json(self.directory / INFO, _NEEDS, _ADVICE)
     if split not in self.info['splits']:
       raise ValueError(
@@ -68,25 +70,26 @@ class PreparedDataset:
     size = self.info['size']
     self._type = RecordType({'image': ((size, size, 3), 'uint8')} | arrays)
     self._unwanted = tuple(name for name in arrays if name not in wanted)
-    self._source = self._open(self.directory)
+    self._source = self._open(self.directory, self.info['digest'])
     self._sidecars = {
       name: self._open_added(name, about)
       for name, about in added.items()
       if name in wanted
     }
 
-  def _open(self, directory: pathlib.Path) -> ArrayRecordDataSource:
+  def _open(self, directory: pathlib.Path, digest: str) -> ArrayRecordDataSource:
     count = len(self._lengths)
     names = [shard_name(self.split, i, count) for i in range(count)]
+    folder = on_disk(directory, names, digest)
     for name in names:
-      if not (directory / name).is_file():
+      if not (folder / name).is_file():
         raise FileNotFoundError(
           f'{directory / name} is missing; run the command that made it again.'
         )
     # Lengths are known, so spare the opening of every file to count.
     return ArrayRecordDataSource(
       [
-        f'{directory / name}[0:{length}]'
+        f'{folder / name}[0:{length}]'
         for name, length in zip(names, self._lengths, strict=True)
       ]
     )
@@ -101,7 +104,8 @@ class PreparedDataset:
         f' {name} again.'
       )
     shape, dtype = tuple(about['shape']), about['dtype']
-    return RecordType({name: (shape, dtype)}, texts=('key',)), self._open(home)
+    record_type = RecordType({name: (shape, dtype)}, texts=('key',))
+    return record_type, self._open(home, about['digest'])
 
   def __len__(self) -> int:
     return len(self._source)
@@ -142,12 +146,14 @@ def load_dataset(
   """Opens a prepared folder.
 
   Args:
-    directory: as `prepare.prepare` wrote it.
+    directory: as `prepare.prepare` wrote it, on disk or in a bucket. From a bucket, the
+      split's shards are copied to this machine first; see `cache.on_disk`.
     split: 'train' or 'test'.
     conditions: names of those to read; by default all that are there.
 
   Raises:
     FileNotFoundError: the folder is not, or not completely, prepared.
+    OSError: a bucket cannot be reached.
     ValueError: it lacks the split or a condition, or an added condition was made
       for other records.
   """
@@ -157,7 +163,7 @@ def load_dataset(
 def _added(directory: pathlib.Path) -> dict[str, Record]:
   """The complete sidecars of a folder: condition name to {shape, dtype, ...}."""
   paths = sorted((directory / ADDED).glob('*/added.json'))
-  needs = ('condition', 'base', 'shape', 'dtype', 'encoder')
+  needs = ('condition', 'base', 'shape', 'dtype', 'encoder', 'digest')
   found = [
     read_json(path, needs, f'Remove {path.parent}, add again.') for path in paths
   ]

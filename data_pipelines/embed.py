@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import pathlib
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,9 +19,11 @@ import tqdm
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from composer_jax import conditions as conditions_lib
+from composer_jax.buckets import make_folder, open_path, remove_folder
 from composer_jax.conditions import Condition, Encoder
 from composer_jax.conditions.statistics import embedding_statistics
 from composer_jax.files import read_json, write_json
+from data_pipelines.cache import on_disk
 from data_pipelines.dataset import ADDED, PreparedDataset
 from data_pipelines.records import RecordType, shard_name
 from data_pipelines.shard import (
@@ -50,7 +51,7 @@ def prepare_onto(
   """Adds embedded conditions, or goes on where a broken run left off.
 
   Args:
-    directory: as `prepare.prepare` wrote it.
+    directory: as `prepare.prepare` wrote it, on disk or in a bucket.
     conditions: names of conditions that an encoder makes.
     encoder: the trained dual encoder.
     provenance: what tells this encoder from others, such as the digest of its
@@ -69,7 +70,7 @@ def prepare_onto(
     FileNotFoundError: the folder is not completely prepared.
     OSError: the folder cannot be written. What is done stays.
   """
-  directory = pathlib.Path(directory)
+  directory = open_path(directory)
   chosen = conditions_lib.by_name(conditions)
   for condition in chosen:
     if not condition.embedded:
@@ -142,18 +143,23 @@ def _add(
   lengths = info['splits']['train']['shard_lengths']
   if len(seen['shape']) == 1 and sum(lengths):
     # What a prior normalises its embeddings with.
-    added['statistics'] = _statistics(home, lengths, condition, seen)
+    names = [shard_name('train', i, len(lengths)) for i in range(len(lengths))]
+    folder = on_disk(home, names, added['digest'])
+    added['statistics'] = _statistics(folder, names, lengths, condition, seen)
   write_json(home / 'added.json', added)
   return added
 
 
 def _statistics(
-  home: pathlib.Path, lengths: Sequence[int], condition: Condition, seen: Any
+  folder: pathlib.Path,
+  names: Sequence[str],
+  lengths: Sequence[int],
+  condition: Condition,
+  seen: Any,
 ) -> dict[str, list[float]]:
   """Mean and deviation of an embedding over the training images that have it."""
-  names = [shard_name('train', i, len(lengths)) for i in range(len(lengths))]
   source = ArrayRecordDataSource(
-    [f'{home / name}[0:{n}]' for name, n in zip(names, lengths, strict=True)]
+    [f'{folder / name}[0:{n}]' for name, n in zip(names, lengths, strict=True)]
   )
   shape = (tuple(seen['shape']), seen['dtype'])
   record_type = RecordType({condition.name: shape}, texts=('key',))
@@ -184,8 +190,8 @@ def _agree_on_plan(home: pathlib.Path, plan: dict[str, Any], overwrite: bool) ->
         ' replace it.'
       )
   if home.exists():
-    shutil.rmtree(home)
-  path.parent.mkdir(parents=True)
+    remove_folder(home)
+  make_folder(path.parent)
   write_json(path, plan)
 
 

@@ -23,15 +23,18 @@ import json
 import math
 import os
 import pathlib
+import platform
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping
+from concurrent import futures
 from importlib import metadata
 from typing import Any, Literal
 
 import tqdm
 
 from composer_jax import conditions as conditions_lib
+from composer_jax.buckets import in_bucket, make_folder, open_path, put_file
 from composer_jax.files import read_json, write_json, write_text
 from data_pipelines import sources
 from data_pipelines.dataset import INFO
@@ -48,6 +51,7 @@ from data_pipelines.shard import (
   number_for,
   receipt_of,
   remove_unfinished,
+  require_versions,
   write_shard,
 )
 
@@ -82,7 +86,7 @@ def prepare(
 
   Args:
     source_spec: as `sources.open_source` takes it.
-    out: the folder to write.
+    out: the folder to write, on disk or in a bucket.
     size: side of the prepared images, in pixels.
     shards: number of files of all splits together; by default one for about 500
       images.
@@ -91,7 +95,8 @@ def prepare(
     extractors: learned ones to use instead of the default: the name of a condition, or
       'text' for captions where the source has none, to KIND:PATH as
       `extractors.open_extractor` takes it.
-    workers: processes to use, or 0 to work in this one.
+    workers: processes to use; with 0, the local engine works in this one, and Ray's
+      uses what the cluster has.
     crop: 'centre' or 'random'.
     seed: of the split, the backgrounds, the crops and the conditions.
     test_fraction: share of the images to hold out, chosen by their keys; 0 for
@@ -106,11 +111,13 @@ def prepare(
   Raises:
     ValueError: an argument is out of range, `out` holds a data set that was
       prepared with other arguments, or no image could be used.
-    OSError: the folder cannot be written. What is done stays.
+    OSError: the folder cannot be written, or workers cannot see it. What is done
+      stays.
     engines.local.WorkerDied: a worker was killed. What is done stays.
-    extractors.MissingExtra: a package that an extractor runs on is not installed.
+    extras.MissingExtra: a package that an extractor, a bucket or the engine needs is
+      not installed.
   """
-  out = pathlib.Path(out)
+  out = open_path(out)
   names = _names_to_store(conditions)
   specs = dict(extractors or {})
   if unused := sorted(specs.keys() - {*names, 'text'}):
@@ -130,11 +137,16 @@ def prepare(
   keys_digest = digest_of(keys)
   opened = {field: open_extractor(field, spec) for field, spec in specs.items()}
   learned = tuple(
-    Learned(field, specs[field], extractor_digest(extractor))
+    Learned(
+      field,
+      specs[field],
+      extractor_digest(extractor),
+      tuple(sorted(extractor.versions.items())),
+    )
     for field, extractor in opened.items()
   )
   settings = Settings(
-    source_spec, keys_digest, os.fspath(out), size, crop, seed, names, learned
+    source_spec, keys_digest, str(out), size, crop, seed, names, learned
   )
   tasks = _plan_shards(splits, shards)
   plan: dict[str, Any] = {
@@ -159,17 +171,22 @@ def prepare(
       # Of what can't be run, no plan is left to be in the way of the next try.
       open_extractor(field, spec).check()
   _agree_on_plan(out, plan)
-  if (out / INFO).exists() and all(receipt_of(out, task.name) for task in tasks):
+  receipts = _receipts(out, tasks)
+  if len(receipts) == len(tasks) and (out / INFO).exists():
     return read_json(out / INFO, (), 'Remove it and run the same command again.')
-  receipts = _run_missing(settings, tasks, workers, engine, progress)
+  work = functools.partial(_do, settings, source, _versions())
+  run = functools.partial(engine, work, workers=workers)
+  receipts |= _run_missing(run, tasks, receipts, progress)
   return _finish(out, settings, plan, tasks, receipts)
 
 
 def _refuse_inside(source_spec: str, out: pathlib.Path) -> None:
   """What is written must not be taken for images by the next run."""
   kind, _, path = source_spec.partition(':')
-  root = pathlib.Path(path).expanduser().resolve()
-  if kind == 'folder' and out.resolve().is_relative_to(root):
+  if kind != 'folder' or in_bucket(path) != in_bucket(out):
+    return
+  root = open_path(os.path.expanduser(path)).resolve()
+  if root in (out.resolve(), *out.resolve().parents):
     raise ValueError(f'{out} is inside {path}, the source; use a folder outside it.')
 
 
@@ -261,7 +278,7 @@ def _agree_on_plan(out: pathlib.Path, plan: dict[str, Any]) -> None:
   """Records what is being prepared here; refuses to mix two data sets."""
   path = out / RECEIPTS / PLAN
   if not path.exists():
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_json(path, plan)
     return
   there = read_json(path, (), f'Remove {out} and prepare it again.')
@@ -286,26 +303,45 @@ def differences(there: Any, asked: Any, path: str = '') -> list[str]:
   return [] if there == asked else [f'{path}: {there!r} there, {asked!r} asked for']
 
 
+def _receipts(out: pathlib.Path, tasks: list[Shard]) -> dict[str, dict[str, Any]]:
+  """Receipts of the shards that are done, by file name."""
+  names = [task.name for task in tasks]
+  with futures.ThreadPoolExecutor(32) as pool:  # A bucket takes its time to answer.
+    found = pool.map(functools.partial(receipt_of, out), names)
+    pairs = zip(names, found, strict=True)
+    return {name: receipt for name, receipt in pairs if receipt is not None}
+
+
 def _run_missing(
-  settings: Settings, tasks: list[Shard], workers: int, engine: Engine, progress: bool
+  run: Engine, tasks: list[Shard], done: Mapping[str, Any], progress: bool
 ) -> dict[str, dict[str, Any]]:
-  """Receipts by file name, after running the shards that have none yet."""
-  out = pathlib.Path(settings.directory)
-  found = {task.name: receipt_of(out, task.name) for task in tasks}
-  receipts = {name: receipt for name, receipt in found.items() if receipt is not None}
-  missing = [task for task in tasks if task.name not in receipts]
-  total = sum(len(task.indices) for task in tasks)
-  done = total - sum(len(task.indices) for task in missing)
+  """Runs the shards that have no receipt yet; their receipts, by file name."""
+  missing = [task for task in tasks if task.name not in done]
+  total, left = (sum(len(task.indices) for task in some) for some in (tasks, missing))
   bar = tqdm.tqdm(
-    total=total, initial=done, unit='image', desc='prepare', disable=not progress
-  )
-  work = functools.partial(write_shard, settings)
+    total=total, initial=total - left, unit='image', desc='prepare',
+    disable=not progress,
+  )  # fmt: skip
+  receipts = {}
   # Closing the engine stops its workers, also when this loop is broken off.
-  with bar, contextlib.closing(engine(work, missing, workers=workers)) as results:
+  with bar, contextlib.closing(run(missing)) as results:
     for task, receipt in results:
       receipts[task.name] = receipt
       bar.update(len(task.indices))
   return receipts
+
+
+def _do(
+  settings: Settings, source: sources.Source, versions: dict[str, str], shard: Shard
+) -> dict[str, Any]:
+  """One shard, on whatever machine an engine has chosen."""
+  require_versions(versions.items(), _versions())
+  if not (open_path(settings.directory) / RECEIPTS / PLAN).exists():
+    raise FileNotFoundError(
+      f'{platform.node()} does not see {settings.directory}, where this run began; give'
+      ' an --out that all machines share: a bucket, or a network file system.'
+    )
+  return write_shard(settings, shard, source)
 
 
 def _finish(
@@ -351,7 +387,8 @@ def _finish(
   existing = out / INFO
   if existing.exists():  # Keep the versions that it was made with.
     info['versions'] = json.loads(existing.read_text('utf-8'))['versions']
-  with tempfile.TemporaryDirectory(suffix='.part', dir=out / RECEIPTS) as folder:
+  workplace = None if in_bucket(out) else out / RECEIPTS
+  with tempfile.TemporaryDirectory(suffix='.part', dir=workplace) as folder:
     write_tfds_metadata(
       pathlib.Path(folder),
       settings.record_type(),
@@ -361,7 +398,7 @@ def _finish(
       citation=plan['credit'],
     )
     for path in pathlib.Path(folder).iterdir():
-      os.replace(path, out / path.name)
+      put_file(path, out / path.name)
   remove_unfinished(out)
   write_json(existing, info)
   return info

@@ -11,17 +11,19 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import pathlib
+import platform
 import secrets
 import shutil
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from array_record.python import array_record_module
 
 from composer_jax import conditions as conditions_lib
+from composer_jax.buckets import in_bucket, make_folder, open_path, put_file
 from composer_jax.files import write_json
 from composer_jax.images import Picture, composite, resize_square
 from composer_jax.seeds import generator
@@ -45,11 +47,13 @@ class Learned:
     field: of a record: the name of a condition, or 'text'.
     spec: as `extractors.open_extractor` takes it.
     digest: `extractor_digest` when the shards were planned.
+    versions: of the packages, and of the device, that it runs on; sorted pairs.
   """
 
   field: str
   spec: str
   digest: str
+  versions: tuple[tuple[str, str], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +121,8 @@ def digest_of(texts: Iterable[str]) -> str:
 
 def remove_unfinished(directory: pathlib.Path) -> None:
   """Removes what processes that were killed have left behind."""
+  if in_bucket(directory):  # An object is whole or not there at all.
+    return
   for part in [*directory.glob('*.part'), *(directory / RECEIPTS).glob('*.part')]:
     if part.is_dir():
       shutil.rmtree(part, ignore_errors=True)
@@ -140,7 +146,7 @@ def write_file(
   """Writes records to an ArrayRecord file, then its receipt, then names the file.
 
   Args:
-    directory: of the file; it need not exist.
+    directory: of the file, on disk or in a bucket; it need not exist.
     name: of the file.
     records: the encoded records.
     about: more to keep in the receipt. Read when the records are used up, so
@@ -154,8 +160,10 @@ def write_file(
     OSError: the file cannot be written, as when the disk is full.
   """
   receipts = directory / RECEIPTS
-  receipts.mkdir(parents=True, exist_ok=True)
-  part = receipts / f'{name}.{secrets.token_hex(4)}.part'
+  make_folder(receipts)
+  # ArrayRecord writes to disks only.
+  workplace = tempfile.gettempdir() if in_bucket(directory) else receipts
+  part = pathlib.Path(workplace) / f'{name}.{secrets.token_hex(4)}.part'
   digest, kept, record_bytes = hashlib.sha256(), 0, 0
   try:
     writer = array_record_module.ArrayRecordWriter(str(part), WRITER_OPTIONS)
@@ -175,7 +183,7 @@ def write_file(
     }
     # Receipt first: a file under its final name then always has its receipt.
     write_json(receipts / f'{name}.json', receipt)
-    os.replace(part, directory / name)
+    put_file(part, directory / name)
   finally:
     part.unlink(missing_ok=True)
   return receipt
@@ -228,11 +236,19 @@ def square(settings: Settings, key: str, picture: Picture, side: int) -> Picture
   return composite(picture, background(generator(seed, key, 'background')))
 
 
-def write_shard(settings: Settings, shard: Shard) -> dict[str, Any]:
+def write_shard(
+  settings: Settings, shard: Shard, source: sources.Source | None = None
+) -> dict[str, Any]:
   """Prepares the images of one shard, or does nothing if that is done.
 
   An image that cannot be used is left out and listed; one bad file must not end a
   run over millions.
+
+  Args:
+    settings: what it shares with other shards.
+    shard: which images.
+    source: of the images, as it was when the shards were planned. By default it is
+      opened again, and refused if it has changed since.
 
   Returns:
     The receipt, as `write_file` returns it, with `texts` (how many records have
@@ -242,23 +258,20 @@ def write_shard(settings: Settings, shard: Shard) -> dict[str, Any]:
   Raises:
     OSError: the shard cannot be written, or the source's disk fails.
   """
-  directory = pathlib.Path(settings.directory)
+  directory = open_path(settings.directory)
   if receipt := receipt_of(directory, shard.name):
     return receipt
+  if source is None:
+    source = _open_source(settings)
   about = {'texts': 0, 'captioned': 0, 'rejected': []}
-  records = _records(settings, shard, about)
+  records = _records(settings, shard, source, about)
   return write_file(directory, shard.name, records, about)
 
 
 def _records(
-  settings: Settings, shard: Shard, about: dict[str, Any]
+  settings: Settings, shard: Shard, source: sources.Source, about: dict[str, Any]
 ) -> Iterable[bytes]:
-  source, keys, digest = _open_source(settings.source)
-  if digest != settings.keys:
-    raise RuntimeError(
-      f'{settings.source} has changed since this run began, so its images can no longer'
-      ' be told apart by number. Let it be, and prepare it into another folder.'
-    )
+  keys = source.keys()
   extractors = {each.field: _open_extractor(each) for each in settings.learned}
   sides = {extractor.side for extractor in extractors.values()}
   drafts: list[_Draft] = []
@@ -342,7 +355,24 @@ def _open_extractor(learned: Learned) -> Extractor:
       f'{learned.spec} has changed since this run began. Let it be, and prepare into'
       ' another folder.'
     )
+  require_versions(learned.versions, extractor.versions)
   return extractor
+
+
+def require_versions(
+  planned: Iterable[tuple[str, str]], here: Mapping[str, str]
+) -> None:
+  """Refuses to mix what different versions of packages make of the same images.
+
+  Raises:
+    RuntimeError: this process has others than the one that has planned the shards.
+  """
+  if other := [(name, v) for name, v in planned if here.get(name) != v]:
+    listed = ', '.join(f'{name} {here.get(name)} instead of {v}' for name, v in other)
+    raise RuntimeError(
+      f'{platform.node()} has {listed}, with which the run was planned; install the'
+      ' same everywhere. A device counts too: plan on a machine that has it.'
+    )
 
 
 def extractor_digest(extractor: Extractor) -> str:
@@ -352,11 +382,15 @@ def extractor_digest(extractor: Extractor) -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def _open_source(spec: str) -> tuple[sources.Source, Sequence[str], str]:
-  """A source, its keys and their digest; opened once a process, not once a shard."""
-  source = sources.open_source(spec)
-  keys = source.keys()
-  return source, keys, digest_of(keys)
+def _open_source(settings: Settings) -> sources.Source:
+  """A source; opened once a process, not once a shard."""
+  source = sources.open_source(settings.source)
+  if digest_of(source.keys()) != settings.keys:
+    raise RuntimeError(
+      f'{settings.source} has changed since this run began, so its images can no longer'
+      ' be told apart by number. Let it be, and prepare it into another folder.'
+    )
+  return source
 
 
 def _stops_the_run(error: Exception) -> bool:

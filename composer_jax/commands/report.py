@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from composer_jax.buckets import open_path
 from composer_jax.files import read_json
 
 
@@ -22,9 +23,7 @@ def main(argv: list[str]) -> int:
   parser.add_argument(
     '--model', type=pathlib.Path, required=True, metavar='DIR', help='a trained model'
   )
-  parser.add_argument(
-    '--data', type=pathlib.Path, required=True, metavar='DIR', help='prepared images'
-  )
+  parser.add_argument('--data', required=True, metavar='DIR', help='prepared images')
   parser.add_argument('--out', type=pathlib.Path, required=True, metavar='DIR')
   parser.add_argument('--n', type=int, default=96, help='held-out images to measure')
   parser.add_argument('--show', type=int, default=8, help='of these, images to show')
@@ -52,8 +51,8 @@ def main(argv: list[str]) -> int:
   return 0
 
 
-def _rejected(data: pathlib.Path) -> list[dict[str, str]]:
-  path = data / 'rejected.jsonl'
+def _rejected(data: str) -> list[dict[str, str]]:
+  path = open_path(data) / 'rejected.jsonl'
   if not path.is_file():
     return []
   return [json.loads(line) for line in path.read_text('utf-8').splitlines()]
@@ -78,7 +77,7 @@ def _commands(info: Mapping[str, Any], flags: argparse.Namespace) -> list[str]:
   return [*commands, _command('report', vars(flags))]
 
 
-def _prepare(info: Mapping[str, Any], out: pathlib.Path) -> str:
+def _prepare(info: Mapping[str, Any], out: str) -> str:
   words = {name: info[name] for name in ('source', 'size', 'crop', 'seed')}
   words |= {
     'shards': sum(info['shards'].values()),
@@ -98,10 +97,10 @@ def _other_data(
     return []
   advice = 'Train that stage again.'
   data = read_json(folder / 'config.json', ('data',), advice)['data']
-  path = pathlib.Path(data['path'])
+  path = open_path(data['path'])
   if not (path / INFO).is_file():
     return []  # Somewhere else by now.
-  return [_prepare(read_json(path / INFO, (), advice), path)]
+  return [_prepare(read_json(path / INFO, (), advice), data['path'])]
 
 
 def _command(verb: str, flags: dict[str, Any]) -> str:

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import pickle
 import signal
 import threading
-import traceback
 from collections.abc import Callable, Generator, Sequence
 from multiprocessing import connection
 from typing import Any
 
-Task = Any
-Result = Any
+from data_pipelines.engines.answer import Result, Task, WorkerDied, answer, result
 
-
-class WorkerDied(RuntimeError):
-  """A worker process ended without an answer, as when it is killed."""
+__all__ = ['WorkerDied', 'run']
 
 
 def run(
@@ -57,11 +52,11 @@ def run(
     while busy:
       for pipe in connection.wait(list(busy)):
         worker = busy.pop(pipe)
-        task, result = worker.task, worker.result()
+        task, found = worker.task, worker.result()
         if waiting:
           worker.start(waiting.pop())
           busy[pipe] = worker
-        yield task, result
+        yield task, found
   finally:
     for worker in pool:
       worker.stop()
@@ -88,13 +83,10 @@ class _Worker:
 
   def result(self) -> Result:
     try:
-      result, error, trace = self.pipe.recv()
+      answered = self.pipe.recv()
     except (EOFError, ConnectionResetError):
       raise self._died() from None
-    if error is not None:
-      error.add_note(f'In a worker, at {self.task.name}:\n{trace}')
-      raise error
-    return result
+    return result(self.task, answered)
 
   def stop(self) -> None:
     self.pipe.close()
@@ -128,20 +120,7 @@ def _serve(work: Callable[[Task], Result], pipe: Any) -> None:
       task = pipe.recv()
     except EOFError:
       return
-    answer: tuple[Result, Exception | None, str]
-    try:
-      answer = work(task), None, ''
-    except Exception as error:  # Raised again by the parent.
-      answer = None, _sendable(error), traceback.format_exc()
-    pipe.send(answer)
-
-
-def _sendable(error: Exception) -> Exception:
-  """The error, or its text if its class cannot be pickled and made again."""
-  try:
-    return pickle.loads(pickle.dumps(error))
-  except Exception:  # Whatever a class of someone else's does when it is remade.
-    return RuntimeError(f'{type(error).__name__}: {error}')
+    pipe.send(answer(work, task))
 
 
 def _leave_with_parent() -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from composer_jax.extras import MissingExtra
 from data_pipelines.extractors.caption import Caption
 from data_pipelines.extractors.depth import Depth
 from data_pipelines.extractors.edges import Edges
-from data_pipelines.extractors.extractor import Extractor, MissingExtra
+from data_pipelines.extractors.extractor import Extractor
 from data_pipelines.extractors.instances import PANOPTIC, Instances
 
 __all__ = ['KINDS', 'Extractor', 'MissingExtra', 'open_extractor']

@@ -11,9 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-
-class MissingExtra(RuntimeError):
-  """A package that only learned extractors need is not installed."""
+from composer_jax.extras import MissingExtra
 
 
 class Extractor(Protocol):

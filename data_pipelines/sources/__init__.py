@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from composer_jax.buckets import in_bucket
 from data_pipelines.sources.source import BadRecord, Example, Source
 
 __all__ = ['BadRecord', 'Example', 'Source', 'open_source']
 
 _KNOWN = """
   twemoji                          Twemoji drawings, which come with a package
-  folder:PATH                      a folder of images, at any depth
+  folder:PATH                      a folder of images, at any depth, or s3://...
   tfds:NAME[/CONFIG][@SPLIT]       a prepared TensorFlow Datasets data set
   tfds:PATH[@SPLIT]                the same, by the folder it was prepared in
-  webdataset:GLOB                  WebDataset shards, such as data/*.tar"""
+  webdataset:GLOB                  WebDataset shards, such as data/*.tar, or s3://..."""
 
 
 def open_source(spec: str) -> Source:
@@ -31,6 +32,10 @@ def open_source(spec: str) -> Source:
       from data_pipelines.sources.twemoji import TwemojiSource
 
       return TwemojiSource()
+    case ('folder', ':', path) if in_bucket(path):
+      from data_pipelines.sources.bucket import BucketFolderSource
+
+      return BucketFolderSource(path)
     case ('folder', ':', path) if path:
       from data_pipelines.sources.folder import FolderSource
 
@@ -39,6 +44,10 @@ def open_source(spec: str) -> Source:
       from data_pipelines.sources.tfds_source import TfdsSource
 
       return TfdsSource(data_set)
+    case ('webdataset', ':', pattern) if in_bucket(pattern):
+      from data_pipelines.sources.bucket import BucketWebDatasetSource
+
+      return BucketWebDatasetSource(pattern)
     case ('webdataset', ':', pattern) if pattern:
       from data_pipelines.sources.webdataset import WebDatasetSource
 

@@ -64,14 +64,15 @@ class TfdsSource:
     self._ends = list(itertools.accumulate(map(len, self._data)))
     if not self._ends or not self._ends[-1]:
       raise ValueError(f'{self.name}: no images in {", ".join(self._splits)}.')
-
-  def keys(self) -> Sequence[str]:
-    """The split and the place in it, such as `train/00000042`."""
-    return [
+    self._keys = [
       f'{split}/{i:08d}'
       for split, data in zip(self._splits, self._data, strict=True)
       for i in range(len(data))
     ]
+
+  def keys(self) -> Sequence[str]:
+    """The split and the place in it, such as `train/00000042`."""
+    return self._keys
 
   def load(self, index: int, size: int) -> Example:
     """Reads one image and its caption; see `Source.load`."""

@@ -1,7 +1,7 @@
 """WebDataset shards: tar files in which files of one name make one sample.
 
 The layout is that of https://github.com/webdataset/webdataset: a sample is all
-members whose paths are equal up to the first dot of the file name.
+members whose paths are equal up to the first dot of the file name. See also `bucket`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import glob
 import json
 import os
 import tarfile
-from collections.abc import Sequence
-from typing import BinaryIO
+from collections.abc import Iterable, Sequence
+from typing import Any, BinaryIO
 
 from composer_jax.images import open_image
 from data_pipelines.sources.source import (
@@ -65,17 +65,14 @@ class WebDatasetSource:
         or no sample has an image.
     """
     self.name = f'webdataset:{pattern}'
-    pattern = os.path.abspath(os.path.expanduser(pattern))
-    shards = sorted(glob.glob(pattern, recursive=True))
+    self._root, shards = self._find(pattern)
     if not shards:
-      raise FileNotFoundError(f'{self.name}: no file matches {pattern}.')
-    root = _fixed_part(pattern)
+      raise FileNotFoundError(f'{self.name}: no file matches.')
     samples: dict[str, _Sample] = {}
-    for shard in shards:
-      # Unique, since no other path can go through that of a file.
-      prefix = os.path.relpath(shard, root).replace(os.sep, '/')
-      for name, sample in _samples(shard).items():
-        samples[text_key(f'{prefix}/{name}')] = sample
+    for shard, found in zip(shards, self._contents(shards), strict=True):
+      for name, sample in found.items():
+        # Unique, since no other path can go through that of a file.
+        samples[text_key(f'{shard}/{name}')] = sample
     if not any(sample.image for sample in samples.values()):
       raise ValueError(
         f'{self.name}: no images in {len(shards)} shards, expected members that end'
@@ -96,9 +93,8 @@ class WebDatasetSource:
         'no_image',
         f'{key}: no image in the sample, expected one of .{", .".join(_IMAGES)}.',
       )
-    with open(sample.shard, 'rb') as shard:
-      image = _read(shard, sample.image)
-      caption = _read(shard, sample.caption) if sample.caption else b''
+    image = self._read(sample.shard, sample.image)
+    caption = self._read(sample.shard, sample.caption) if sample.caption else b''
     # Twice the size leaves the final area average enough to work with.
     picture = open_image(image, name=key, at_least=2 * size)
     if sample.caption and sample.caption.extension == 'json':
@@ -108,40 +104,59 @@ class WebDatasetSource:
       text = caption[: 4 * MAX_CAPTION + 4].decode('utf-8-sig', 'surrogateescape')
     return Example(key, picture, check_caption(text, name=key))
 
+  def _find(self, pattern: str) -> tuple[Any, list[str]]:
+    """The folder in which wildcards begin; the shards relative to it, sorted."""
+    pattern = os.path.abspath(os.path.expanduser(pattern))
+    root = fixed_part(pattern)
+    shards = sorted(glob.glob(pattern, recursive=True))
+    return root, [os.path.relpath(s, root).replace(os.sep, '/') for s in shards]
 
-def _fixed_part(pattern: str) -> str:
+  def _contents(self, shards: Sequence[str]) -> Iterable[dict[str, _Sample]]:
+    return map(self._contents_of, shards)
+
+  def _contents_of(self, shard: str) -> dict[str, _Sample]:
+    """The samples of one shard by name."""
+    samples: dict[str, _Sample] = {}
+    seen = set()
+    path = f'{self._root}/{shard}'
+    try:
+      # The colon: uncompressed only.
+      with self._open(shard) as file, tarfile.open(fileobj=file, mode='r:') as members:
+        for member in members:
+          folder, name = os.path.split(member.name)
+          stem, dot, extension = name.partition('.')
+          if not member.isreg() or not stem or not dot:
+            continue  # Folders, links and hidden files are not part of samples.
+          if member.name in seen:
+            raise ValueError(f'{path}: {member.name!r} occurs twice, expected once.')
+          seen.add(member.name)
+          sample = samples.setdefault(os.path.join(folder, stem), _Sample(shard))
+          extension = extension.lower()
+          entry = _Member(extension, member.offset_data, member.size)
+          sample.image = _preferred(sample.image, entry, _IMAGES)
+          sample.caption = _preferred(sample.caption, entry, _CAPTIONS)
+    except tarfile.TarError as error:
+      raise ValueError(
+        f'{path}: {error}, expected a complete, uncompressed tar file. Unpack .tar.gz'
+        ' to .tar first, and copy a damaged shard again.'
+      ) from error
+    return samples
+
+  def _open(self, shard: str) -> BinaryIO:
+    return open(os.path.join(self._root, shard), 'rb')
+
+  def _read(self, shard: str, member: _Member) -> bytes:
+    with self._open(shard) as file:
+      file.seek(member.offset)
+      return file.read(member.length)
+
+
+def fixed_part(pattern: str) -> str:
   """The folder in which the wildcards of a pattern begin."""
   folder = os.path.dirname(pattern)
   while glob.has_magic(folder):
     folder = os.path.dirname(folder)
   return folder
-
-
-def _samples(path: str) -> dict[str, _Sample]:
-  """The samples of one shard by name."""
-  samples: dict[str, _Sample] = {}
-  seen = set()
-  try:
-    with tarfile.open(path, 'r:') as shard:  # The colon: uncompressed only.
-      for member in shard:
-        folder, file = os.path.split(member.name)
-        stem, dot, extension = file.partition('.')
-        if not member.isreg() or not stem or not dot:
-          continue  # Folders, links and hidden files are not part of samples.
-        if member.name in seen:
-          raise ValueError(f'{path}: {member.name!r} occurs twice, expected once.')
-        seen.add(member.name)
-        sample = samples.setdefault(os.path.join(folder, stem), _Sample(path))
-        extension = extension.lower()
-        entry = _Member(extension, member.offset_data, member.size)
-        sample.image = _preferred(sample.image, entry, _IMAGES)
-        sample.caption = _preferred(sample.caption, entry, _CAPTIONS)
-  except tarfile.TarError as error:
-    raise ValueError(
-      f'{path}: {error}, expected a complete, uncompressed tar file. Unpack .tar.gz'
-      ' to .tar first, and copy a damaged shard again.'
-    ) from error
-  return samples
 
 
 def _preferred(
@@ -153,11 +168,6 @@ def _preferred(
   if old is None:
     return new
   return min(old, new, key=lambda member: extensions.index(member.extension))
-
-
-def _read(shard: BinaryIO, member: _Member) -> bytes:
-  shard.seek(member.offset)
-  return shard.read(member.length)
 
 
 def _caption_in_json(data: bytes, key: str) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import upath
 from PIL import Image
 
 from data_pipelines.prepare import prepare
@@ -105,3 +108,33 @@ def write_net():
     return path
 
   return write
+
+
+@pytest.fixture(scope='session')
+def store() -> Iterator[str]:
+  """The address of an S3 server on this machine, with one bucket."""
+  from moto.server import ThreadedMotoServer
+
+  server = ThreadedMotoServer(ip_address='127.0.0.1', port=0, verbose=False)
+  server.start()
+  host, port = server.get_host_and_port()
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('AWS_ENDPOINT_URL', f'http://{host}:{port}')
+    patch.setenv('AWS_ACCESS_KEY_ID', 'anyone')
+    patch.setenv('AWS_SECRET_ACCESS_KEY', 'anything')
+    patch.setenv('AWS_DEFAULT_REGION', 'us-east-1')
+    upath.UPath('s3://bucket').fs.mkdir('bucket')
+    yield os.environ['AWS_ENDPOINT_URL']
+  server.stop()
+
+
+def objects_of(url: str) -> dict[str, bytes]:
+  """The bytes of every object below a path of a bucket, by relative path."""
+  path = upath.UPath(url, use_listings_cache=False)
+  names = path.fs.find(path.path)
+  return {os.path.relpath(n, path.path): path.fs.cat_file(n) for n in names}
+
+
+@pytest.fixture(name='objects_of', scope='session')
+def objects_of_fixture():
+  return objects_of

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from composer_jax import conditions
+from data_pipelines.engines import local
 from data_pipelines.prepare import differences, prepare, split_keys
 
 # As the session's `prepared` folder was made.
@@ -129,6 +131,25 @@ def test_an_interrupted_run_keeps_its_shards(folder, prepared, tmp_path, files_o
   assert len(list(out.glob('composer-*'))) == 2
   prepare(f'folder:{folder}', out, **ARGUMENTS)
   assert files_of(out) == files_of(prepared)
+
+
+def test_workers_that_do_not_see_the_folder_say_so(folder, tmp_path):
+  def elsewhere(work, tasks, *, workers):
+    (tmp_path / 'data').rename(tmp_path / 'moved')  # As on another machine's disk.
+    yield from local.run(work, tasks, workers=workers)
+
+  with pytest.raises(FileNotFoundError, match='does not see .*/data, where this run'):
+    prepare(f'folder:{folder}', tmp_path / 'data', engine=elsewhere, **ARGUMENTS)
+
+
+def test_workers_with_other_packages_refuse(folder, tmp_path, monkeypatch):
+  def upgraded(work, tasks, *, workers):
+    monkeypatch.setattr(metadata, 'version', lambda name: '99')
+    yield from local.run(work, tasks, workers=workers)
+
+  with pytest.raises(RuntimeError, match='numpy 99 instead of .*install the same'):
+    prepare(f'folder:{folder}', tmp_path / 'data', engine=upgraded, **ARGUMENTS)
+  assert not list((tmp_path / 'data').glob('composer-*'))
 
 
 def test_a_complete_folder_is_left_alone(folder, prepared):
