@@ -26,6 +26,9 @@ SAMPLER_SLICE, SAMPLER_BATCH = 'v5e:2x4', 8
 WEAK = {'v5e:4x4': 64, 'v5e:8x8': 256, 'v5e:8x16': 512, 'v5e:16x16': 1024}
 """Slices to images in a batch, as many on each chip: weak scaling of the base."""
 
+WEAK_FSDP = 16
+"""What all of them have room for."""
+
 
 def jobs() -> list[dict[str, object]]:
   train = [
@@ -43,7 +46,13 @@ def jobs() -> list[dict[str, object]]:
     for model in MODELS
   ]
   weak = [
-    {'model': 'base', 'topology': pod, 'what': 'train', 'batch': batch}
+    {
+      'model': 'base',
+      'topology': pod,
+      'what': 'train',
+      'batch': batch,
+      'fsdp': WEAK_FSDP,
+    }
     for pod, batch in WEAK.items()
   ]
   return train + sample + weak
@@ -58,6 +67,8 @@ def compile_one(job: dict[str, object]) -> dict[str, object]:
   ]
   if job['batch']:
     words.append(f'--config.data.batch_size={job["batch"]}')
+  if 'fsdp' in job:
+    words.append(f'--config.mesh.fsdp={job["fsdp"]}')
   done = subprocess.run(words, capture_output=True, text=True)
   if not done.stdout.startswith('{'):
     return {'error': done.stderr.strip().splitlines()[-1][:500]}

@@ -24,12 +24,7 @@ from composer_jax.hlo import Program
 from composer_jax.sampling.cascade import Denoising
 from composer_jax.sampling.guidance import Branch, Wish
 from composer_jax.sampling.prior import Imagining
-from composer_jax.sharding.mesh import (
-  MeshConfig,
-  batch_sharding,
-  make_mesh,
-  replicated,
-)
+from composer_jax.sharding.mesh import batch_sharding, make_mesh, replicated
 from composer_jax.training.stages import Diffusion, abstract_inputs
 from composer_jax.training.step import abstract_state, make_step
 
@@ -119,7 +114,7 @@ def compile_for(
     ModuleNotFoundError: libtpu is not installed.
   """
   chip, devices = open_topology(topology)
-  model = describe(dataclasses.replace(config, mesh=MeshConfig()))
+  model = describe(config)
   begin = time.perf_counter()
   lowered, calls = (_lower_train if what == 'train' else _lower_sample)(config, devices)
   compiled = lowered.compile()
@@ -218,7 +213,7 @@ def _lower_sample(
   config: Config, devices: Sequence[Any]
 ) -> tuple[jax.stages.Lowered, float]:
   """The sampler of a whole batch, and how many forward passes it takes."""
-  mesh = make_mesh(config.mesh, devices)
+  mesh = make_mesh(config.mesh.for_sampling(), devices)
   stage, batch = abstract_inputs(config)
   graph, state = abstract_state(stage, config, mesh)
   count, settings = config.data.batch_size, config.sample

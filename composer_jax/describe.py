@@ -57,12 +57,13 @@ class Description:
     return sum(row.parameters for row in self.rows)
 
 
-def describe(config: Config, devices: int = 1) -> Description:
+def describe(config: Config, devices: int | None = None) -> Description:
   """Describes the model of a config.
 
   Args:
     config: of the run.
-    devices: how many the weights would be sharded over.
+    devices: how many the weights would be sharded over; by default the fewest that
+      `config.mesh` needs.
   """
   build, forward, inputs = _stage(config)
   graph, weights = nnx.split(nnx.eval_shape(build))
@@ -76,7 +77,7 @@ def describe(config: Config, devices: int = 1) -> Description:
     return forward(nnx.merge(graph, jax.tree.unflatten(structure, leaves)), inputs)
 
   flops = flops_by_argument(run, leaves, inputs)
-  mesh = abstract_mesh(config.mesh, devices)
+  mesh = abstract_mesh(config.mesh, devices or config.mesh.least)
   shardings = jax.tree.leaves(weight_shardings(mesh, weights, config.mesh.rules))
   rows = tuple(
     Row(

@@ -11,6 +11,8 @@ import math
 import re
 from collections import Counter
 
+import numpy as np
+
 COLLECTIVES = (
   'all-gather',
   'all-reduce',
@@ -107,6 +109,9 @@ class Program:
           if channel and channel[0] in seen:
             continue
           seen.add(channel[0] if channel else object())
+          # TPUs fuse the sum over devices with taking each one's part of it.
+          if computation.startswith('all-reduce-scatter'):
+            kind = 'reduce-scatter'
           arrays = _ARRAY.findall(instruction.type)
           if kind != instruction.kind:  # What is started names its operands first.
             arrays = arrays[len(arrays) // 2 :]
@@ -176,19 +181,25 @@ class Program:
     if instruction.kind not in ('convolution', 'dot'):
       return 0
     left, right = (
-      _ARRAY.findall(computation[operand].type)[0][1].split(',')
-      for operand in instruction.operands
+      _shape(computation[operand].type) for operand in instruction.operands
     )
-    (_, shape), *_ = _ARRAY.findall(instruction.type)
-    result = math.prod(map(int, filter(None, shape.split(','))))
-    if labels := re.search(r'dim_labels=\w+_(\w+)->', instruction.attributes):
-      window = [
-        int(n) for n, label in zip(right, labels[1], strict=True) if label != 'o'
-      ]
-      return 2 * result * math.prod(window)
-    axes = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', instruction.attributes)
-    contracted = axes[1].split(',') if axes and axes[1] else []
-    return 2 * result * math.prod(int(left[int(axis)]) for axis in contracted)
+    result = _shape(instruction.type)
+    labels = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', instruction.attributes)
+    if labels is None:  # A matrix product.
+      axes = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', instruction.attributes)
+      contracted = [int(axis) for axis in axes[1].split(',') if axis] if axes else []
+      return 2 * math.prod(result) * math.prod(left[axis] for axis in contracted)
+    into, kernel, out = (
+      dict(zip(names, shape, strict=True))
+      for names, shape in zip(labels.groups(), (left, right, result), strict=True)
+    )
+    window = _Window(instruction.attributes)
+    places = math.prod(
+      window.places(int(axis), into[axis], kernel[axis], out[axis])
+      for axis in out
+      if axis.isdigit()
+    )
+    return 2 * out['b'] * out['f'] * kernel['i'] * places
 
   def _moved(
     self, computation: dict[str, _Instruction], instruction: _Instruction
@@ -221,6 +232,36 @@ class Program:
           result -= operands[index] - update
           operands[index] = 0
     return max(result, 0) + sum(operands)
+
+
+class _Window:
+  """How the kernel of a convolution moves, from `window={size=3x3 pad=1_1x1_1}`."""
+
+  def __init__(self, attributes: str):
+    found = re.search(r'window=\{([^}]*)\}', attributes)
+    self._fields = dict(field.split('=') for field in found[1].split()) if found else {}
+
+  def _of(self, name: str, axis: int, default: str) -> str:
+    return self._fields[name].split('x')[axis] if name in self._fields else default
+
+  def places(self, axis: int, size: int, kernel: int, out: int) -> int:
+    """Pairs of a place in the result and one in the kernel that meet an input.
+
+    Others meet padding, or gaps between dilated inputs. Products of batches of
+    matrices are convolutions of which most do.
+    """
+    stride = int(self._of('stride', axis, '1'))
+    low = int(self._of('pad', axis, '0_0').split('_')[0])
+    gaps = int(self._of('lhs_dilate', axis, '1'))
+    spread = int(self._of('rhs_dilate', axis, '1'))
+    at = np.arange(out)[:, None] * stride + np.arange(kernel) * spread - low
+    return int(((at >= 0) & (at <= (size - 1) * gaps) & (at % gaps == 0)).sum())
+
+
+def _shape(text: str) -> tuple[int, ...]:
+  """Sizes of the first array of a type."""
+  (_, shape), *_ = _ARRAY.findall(text)
+  return tuple(int(n) for n in shape.split(',') if n)
 
 
 def _size(text: str) -> int:

@@ -144,7 +144,7 @@ def read_inputs(directory: pathlib.Path) -> dict[str, Any]:
 
 def _mesh(config: config_lib.Config) -> Mesh:
   """All devices: those that do not split images split the weights."""
-  return make_mesh(dataclasses.replace(config.mesh, data=1, fsdp=-1, tensor=1))
+  return make_mesh(config.mesh.for_sampling())
 
 
 def _condition_shapes(directory: pathlib.Path) -> dict[str, tuple[int, ...]]:

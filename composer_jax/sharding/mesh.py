@@ -43,6 +43,15 @@ class MeshConfig:
           ' that are left.'
         )
 
+  def for_sampling(self) -> MeshConfig:
+    """That of a trained model: what does not split images splits batch and weights."""
+    return dataclasses.replace(self, data=1, fsdp=-1, tensor=1)
+
+  @property
+  def least(self) -> int:
+    """The fewest devices that it needs."""
+    return math.prod(size for name in MESH_AXES if (size := getattr(self, name)) > 0)
+
   def sizes(self, count: int) -> tuple[int, ...]:
     """The sizes of the axes over `count` devices.
 

@@ -97,7 +97,8 @@ def test_a_scan_counts_as_often_as_it_runs_and_attention_to_no_weight():
 
 
 def test_weights_are_split_over_the_devices_asked_for(capsys):
-  words = ['describe', *SMALL, '--config.mesh.data=1', '--config.mesh.fsdp=-1']
+  mesh = ['--config.mesh.data=1', '--config.mesh.fsdp=-1']
+  words = ['describe', *SMALL, *mesh, '--config.mesh.rules.smallest=0']
   assert cli.main([*words, '--devices', '8', '--json']) == 0
   found = json.loads(capsys.readouterr().out)
   assert found['parameters'] == sum(row['parameters'] for row in found['arrays'])
@@ -106,7 +107,7 @@ def test_weights_are_split_over_the_devices_asked_for(capsys):
   for row in found['arrays']:
     assert np.prod(row['shape']) == row['parameters']
     split = [n for n, axis in zip(row['shape'], row['sharding'], strict=True) if axis]
-    assert split == ([max(split)] if split else [])
+    assert len(split) <= 1
     assert all(n % 8 == 0 for n in split)
   assert sum('fsdp' in row['sharding'] for row in found['arrays']) > 20
 
@@ -129,4 +130,4 @@ def test_a_dual_encoder_can_be_described_too():
 def test_devices_that_the_mesh_does_not_fit_are_refused(capsys):
   words = ['describe', *SMALL, '--config.mesh.fsdp=3', '--devices', '8']
   assert cli.main(words) == 1
-  assert 'expected a product of 8' in capsys.readouterr().err
+  assert 'expected sizes whose product is 8' in capsys.readouterr().err

@@ -84,3 +84,28 @@ def test_convolutions_count_a_product_for_each_weight_and_pixel(mesh):
   program, _ = compiled(mesh, forward, ((8, 16, 16, 128), ('fsdp',)))
   cost = program.cost(CHIP.flops, CHIP.bandwidth)
   assert cost.flops == 2 * (8 / 4) * 16 * 16 * 9 * 128 * 256
+
+
+def test_products_of_batches_of_matrices_count_no_gaps(mesh):
+  def attend(q, k):
+    return jax.nn.dot_product_attention(q, k, k)
+
+  shape = ((8, 64, 4, 128), ('fsdp',))
+  program, _ = compiled(mesh, attend, shape, shape)
+  cost = program.cost(CHIP.flops, CHIP.bandwidth)
+  # Scores and what they choose, of 2 images and 4 heads a chip.
+  assert cost.flops == 2 * (2 * 2 * 4 * 64 * 64 * 128)
+
+
+def test_gradients_of_split_weights_are_reduced_and_scattered_at_once(mesh):
+  def gradient(w, x):
+    return jax.grad(lambda w: (x @ w).astype(jnp.float32).sum())(w)
+
+  split = NamedSharding(mesh, P('fsdp'))
+  shapes = [
+    jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=split)
+    for shape in ((WIDTH, WIDTH), (ROWS, WIDTH))
+  ]
+  step = jax.jit(gradient, out_shardings=split)
+  program = Program(step.lower(*shapes).compile().as_text())
+  assert set(program.collectives()) == {'reduce-scatter'}

@@ -75,14 +75,6 @@ def test_a_run_stopped_at_a_random_step_goes_on_bit_for_bit(
   assert losses(tmp_path) == losses(unbroken)
 
 
-def test_eight_devices_have_the_losses_of_one(data, unbroken, tmp_path):
-  more = ('--config.train.steps=8', '--config.mesh.data=2', '--config.mesh.fsdp=4')
-  run(*words(data, tmp_path, *more), devices=8)
-  wanted = losses(unbroken)
-  for step, loss in losses(tmp_path).items():
-    assert loss == pytest.approx(wanted[step], rel=1e-5), step
-
-
 def test_a_workdir_of_another_model_is_refused_with_the_difference(data, unbroken):
   other = command(*words(data, unbroken), '--config.model.channels=8')
   done = subprocess.run(other, env=environment(), capture_output=True, text=True)

@@ -1,0 +1,85 @@
+"""Training on meshes of eight virtual devices, against a single one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+STEPS = 3
+MESHES = {
+  '1': {},
+  '8x1x1': {'data': 8},
+  '1x8x1': {'fsdp': 8},
+  '2x2x2': {'data': 2, 'fsdp': 2, 'tensor': 2},
+}
+
+PROGRAM = """
+import json, sys
+import jax
+import numpy as np
+from composer_jax.sharding.mesh import make_mesh, put_batch
+from composer_jax.training.stages import abstract_inputs
+from composer_jax.training.step import initial_state, make_step
+from tests.composer_jax.training.conftest import small_config
+from tests.composer_jax.training.test_meshes import MESHES, STEPS
+
+found = {}
+for name, sizes in MESHES.items():
+  rules = {'smallest': 0}
+  mesh_sizes = {'data': 1} | sizes | {'rules': rules}
+  config = small_config('', mesh=mesh_sizes)
+  mesh = make_mesh(config.mesh, jax.devices()[: config.mesh.least])
+  stage, shapes = abstract_inputs(config)
+  rng = np.random.default_rng(0)
+  batch = {
+    name: (255 * rng.random(leaf.shape)).astype(leaf.dtype)
+    for name, leaf in shapes.items()
+  }
+  step = make_step(stage, config, mesh)
+  _, state = initial_state(stage, config)
+  given = put_batch(mesh, config.mesh.rules, batch, 8)
+  losses = []
+  for _ in range(STEPS):
+    state, metrics = step(state, given, np.float32(100))
+    losses.append(float(metrics['loss']))
+  parts = {
+    leaf.size // leaf.addressable_shards[0].data.size
+    for leaf in jax.tree.leaves(state.opt_state)
+  }
+  found[name] = {'losses': losses, 'parts': sorted(parts)}
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope='module')
+def found():
+  flags = os.environ.get('XLA_FLAGS', '')
+  run = subprocess.run(
+    [sys.executable, '-c', PROGRAM],
+    env={
+      **os.environ,
+      'XLA_FLAGS': f'{flags} --xla_force_host_platform_device_count=8',
+      'JAX_PLATFORMS': 'cpu',
+    },
+    capture_output=True,
+    text=True,
+  )
+  assert run.returncode == 0, run.stderr[-3000:]
+  return json.loads(run.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize('mesh', [name for name in MESHES if name != '1'])
+def test_the_losses_are_those_of_one_device(found, mesh):
+  np.testing.assert_allclose(found[mesh]['losses'], found['1']['losses'], rtol=1e-5)
+
+
+def test_the_optimiser_is_split_as_far_as_the_mesh_goes(found):
+  assert found['1']['parts'] == [1]
+  assert found['8x1x1']['parts'] == [1]
+  assert max(found['1x8x1']['parts']) == 8
+  assert max(found['2x2x2']['parts']) == 4
