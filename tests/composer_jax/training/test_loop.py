@@ -78,11 +78,20 @@ def test_every_step_is_logged_with_its_speed_at_intervals(unbroken):
     assert 0 <= row['share_waiting_for_data'] <= 1
 
 
-@pytest.mark.parametrize('spoilt', ['loss', 'gradient_norm'])
-def test_what_is_not_finite_stops_the_run_and_spares_the_last_good_checkpoint(
-  make_config, source_of, tmp_path, spoilt
-):
-  config = make_config()
+class Marked:
+  """Batches of which one is marked as bad."""
+
+  def __init__(self, source, size, bad=4):
+    self._source, self._size, self._bad = source, size, bad
+    self.get_state, self.set_state = source.get_state, source.set_state
+
+  def __next__(self):
+    bad = self._source.get_state()['next_batch'] == self._bad
+    return {**next(self._source), 'bad': np.full(self._size, bad)}
+
+
+def spoilt_run(config, source_of, workdir, spoilt='loss'):
+  """Trains with a batch, the fifth, whose loss or gradient is not finite."""
   stage, source = source_of(config)
 
   class Spoilt(type(stage)):
@@ -94,23 +103,40 @@ def test_what_is_not_finite_stops_the_run_and_spares_the_last_good_checkpoint(
       # The square root has a finite value and an infinite slope at zero.
       return value + jax.numpy.sqrt(jax.numpy.where(bad, 0 * value, 1)), metrics
 
-  class Marked:
-    def __init__(self):
-      self.get_state, self.set_state = source.get_state, source.set_state
-
-    def __next__(self):
-      bad = source.get_state()['next_batch'] == 4
-      return {**next(source), 'bad': np.full(config.data.batch_size, bad)}
-
   stage = Spoilt(stage.config, stage.condition_shapes)
+  return loop.train(config, stage, Marked(source, config.data.batch_size), workdir)
+
+
+@pytest.mark.parametrize('spoilt', ['loss', 'gradient_norm'])
+def test_what_is_not_finite_stops_the_run_and_spares_the_last_good_checkpoint(
+  make_config, source_of, tmp_path, spoilt
+):
+  config = make_config()
   with pytest.raises(loop.Diverged, match=r'(nan|inf).* at step 5.*Lower'):
-    loop.train(config, stage, Marked(), tmp_path)
+    spoilt_run(config, source_of, tmp_path, spoilt)
   assert newest(tmp_path) == 4
   diagnostic = json.loads((tmp_path / 'diagnostic-5.json').read_text())
   assert set(diagnostic) == {'5', '6'}
   assert not np.isfinite(diagnostic['5'][spoilt])
   stage, source = source_of(config)
   assert loop.train(config, stage, source, tmp_path).finished
+
+
+def test_a_step_that_is_not_finite_can_be_skipped(make_config, source_of, tmp_path):
+  config = make_config(train={'on_spike': 'skip'})
+  assert spoilt_run(config, source_of, tmp_path) == loop.Run(6, finished=True)
+  rows = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').open()]
+  assert [row['spike'] for row in rows] == [0, 0, 0, 0, 1, 0]
+  assert [bool(np.isfinite(row['loss'])) for row in rows] == [True] * 4 + [False, True]
+
+
+def test_a_step_that_is_not_finite_can_be_rolled_back(make_config, source_of, tmp_path):
+  config = make_config(train={'on_spike': 'rollback'})
+  assert spoilt_run(config, source_of, tmp_path) == loop.Run(6, finished=True)
+  rows = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').open()]
+  assert [row['step'] for row in rows] == [1, 2, 3, 4, 5, 6]
+  assert np.isfinite([row['loss'] for row in rows]).all()
+  assert rows[-1]['rollbacks'] == 1
 
 
 def test_minutes_become_steps_once_and_for_all(make_config, source_of, tmp_path):

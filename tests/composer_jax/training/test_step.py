@@ -11,7 +11,13 @@ from flax import nnx
 
 from composer_jax.config import DataConfig, OptimizerConfig, TrainConfig
 from composer_jax.sharding.mesh import MeshConfig, make_mesh
-from composer_jax.training.step import abstract_state, initial_state, make_step
+from composer_jax.training.step import (
+  NORM_STEPS,
+  abstract_state,
+  initial_state,
+  is_spike,
+  make_step,
+)
 
 LENGTH = jnp.asarray(100.0)
 
@@ -151,3 +157,25 @@ def test_the_abstract_state_has_the_shapes_of_the_real_one():
   _, state = initial_state(LeastSquares(), config)
   described = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), shapes)
   assert described == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state)
+
+
+@pytest.mark.parametrize(
+  ('step', 'loss', 'norm', 'factor', 'expected'),
+  [
+    (NORM_STEPS, 1.0, 11.0, 5.0, True),
+    (NORM_STEPS, 1.0, 9.0, 5.0, False),
+    (NORM_STEPS - 1, 1.0, 11.0, 5.0, False),  # What is usual is not known yet.
+    (NORM_STEPS, 1.0, 1e9, 0.0, False),
+    (0, float('nan'), 1.0, 0.0, True),
+    (0, 1.0, float('inf'), 5.0, True),
+  ],
+)
+def test_spikes_are_what_is_not_finite_or_many_times_the_usual_norm(
+  step, loss, norm, factor, expected
+):
+  _, state = initial_state(LeastSquares(), settings())
+  state = dataclasses.replace(
+    state, step=jnp.asarray(step), usual_norm=jnp.asarray(2.0)
+  )
+  found = is_spike(jnp.asarray(loss), jnp.asarray(norm), state, factor)
+  assert bool(found) is expected
