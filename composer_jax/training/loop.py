@@ -411,8 +411,10 @@ def _stop_requests() -> Iterator[list[int]]:
 
   def on_signal(number: int, _: Any) -> None:
     received.append(number)
-    # The second time it is meant.
-    signal.signal(number, before[signal.Signals(number)])
+    # Who presses Ctrl-C twice means it. Launchers send SIGTERM more than once, and
+    # SIGKILL where they mean it.
+    if number == signal.SIGINT:
+      signal.signal(number, before[signal.SIGINT])
 
   before = {
     number: signal.signal(number, on_signal)
