@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -78,3 +79,15 @@ def test_a_folder_takes_one_model_and_names_what_differs(tmp_path):
   with pytest.raises(ValueError, match=r'model.channels: 64 there, 96 asked') as error:
     train.keep_config(other, tmp_path)
   assert "diffusion.schedule: 'cosine' there, 'linear' asked" in str(error.value)
+
+
+def test_compiled_programs_are_kept_for_the_next_start(tmp_path, monkeypatch):
+  before = jax.config.jax_compilation_cache_dir
+  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  try:
+    train._keep_programs()
+    kept_in = jax.config.jax_compilation_cache_dir
+  finally:
+    jax.config.update('jax_compilation_cache_dir', before)
+  assert kept_in == str(tmp_path / 'composer_jax' / 'programs')
