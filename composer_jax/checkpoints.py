@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
@@ -54,7 +54,7 @@ class Checkpoints:
     Raises:
       OSError: this one or the one before cannot be written.
     """
-    about = {'position': data, 'sum': int(bit_sum((state, ema)))}
+    about = {'position': data, 'sum': bit_sum((state, ema))}
     with self._writing():
       self._manager.save(
         step,
@@ -96,7 +96,7 @@ class Checkpoints:
           ),
         )
         about = items.data
-        if (found := int(bit_sum((items.state, items.ema)))) != about['sum']:
+        if (found := bit_sum((items.state, items.ema))) != about['sum']:
           raise ValueError(f'its bits sum up to {found}, not to {about["sum"]}')
       except Exception as error:  # Whatever a library says of bytes that are not whole.
         first = first or error
@@ -149,19 +149,25 @@ class Checkpoints:
       ) from error
 
 
-@jax.jit
-def bit_sum(tree: Any) -> jax.Array:
-  """A number that tells arrays from others: uint32, the same on any devices.
+def bit_sum(tree: Any) -> int:
+  """A number of 32 bits that tells arrays from others, the same on any devices.
 
   The bits of each, as integers, are added up; then those sums, each times an odd number
-  of its own. Files of checkpoints have no checksums.
+  of its own. Files of checkpoints have no checksums. Each process adds what it holds,
+  outside of JAX, which would compile a program for it.
   """
-  total = jnp.zeros((), jnp.uint32)
+  total = 0
   for index, leaf in enumerate(jax.tree.leaves(tree)):
-    kind = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
-    bits = jax.lax.bitcast_convert_type(leaf, kind).astype(jnp.uint32)
-    total += jnp.sum(bits, dtype=jnp.uint32) * jnp.uint32(2 * index + 1)
-  return total
+    shards = getattr(leaf, 'addressable_shards', None)
+    parts = [leaf] if shards is None else [s.data for s in shards if not s.replica_id]
+    for part in parts:
+      array = np.ascontiguousarray(part).reshape(-1)
+      bits = array.view(f'u{array.itemsize}')
+      total += int(bits.sum(dtype=np.uint64)) * (2 * index + 1)
+  if jax.process_count() > 1:
+    own = np.uint32(total % 2**32)
+    total = sum(map(int, multihost_utils.process_allgather(own)))
+  return total % 2**32
 
 
 def newest(workdir: pathlib.Path) -> int:

@@ -16,6 +16,7 @@ TINY = [
   '--config.model.channels=16',
   '--config.model.multipliers=(1,2)',
   '--config.model.attention=(False,True)',
+  '--config.model.blocks=1',
   '--config.model.head_width=8',
   '--config.model.context_width=16',
   '--config.model.local_hidden=8',
@@ -30,15 +31,21 @@ def command(*words: object) -> list[str]:
   return [sys.executable, '-m', 'composer_jax', *map(str, words)]
 
 
-def environment(devices: int = 1) -> dict[str, str]:
+def environment(devices: int = 1, *, quick: bool = False) -> dict[str, str]:
+  """Of a process; `quick` ones compile faster and run slower."""
   flags = f'--xla_force_host_platform_device_count={devices}'
+  if quick:
+    flags += ' --xla_backend_optimization_level=0'
   return {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags}
 
 
-def run(*words: object, devices: int = 1) -> str:
+def run(*words: object, devices: int = 1, quick: bool = False) -> str:
   """Runs a verb to its end; gives what it printed."""
   done = subprocess.run(
-    command(*words), env=environment(devices), capture_output=True, text=True
+    command(*words),
+    env=environment(devices, quick=quick),
+    capture_output=True,
+    text=True,
   )
   assert done.returncode == 0, done.stderr[-3000:]
   return done.stdout

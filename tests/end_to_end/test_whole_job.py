@@ -29,6 +29,7 @@ def model(data, tmp_path_factory):
       f'--config.data.path={data}',
       '--config.train.steps=6',
       *more,
+      quick=True,
     )
 
   train(

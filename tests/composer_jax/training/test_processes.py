@@ -1,0 +1,161 @@
+"""Jobs of several real processes, of which some really die."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from composer_jax.training import processes as processes_lib
+from tests.composer_jax.training.job import PREEMPTED
+
+STEPS = 32
+
+
+def command(workdir, *more):
+  return [sys.executable, '-m', 'tests.composer_jax.training.job', str(workdir), *more]
+
+
+def environment(devices=1):
+  flags = os.environ.get('XLA_FLAGS', '')
+  return {
+    **os.environ,
+    'JAX_PLATFORMS': 'cpu',
+    'XLA_FLAGS': f'{flags} --xla_force_host_platform_device_count={devices}',
+  }
+
+
+def start(count, *words):
+  """Starts the processes of a job, which find each other on this machine."""
+  with socket.socket() as probe:
+    probe.bind(('127.0.0.1', 0))
+    port = probe.getsockname()[1]
+  return [
+    subprocess.Popen(
+      command(*words),
+      env={
+        **environment(),
+        'JAX_CPU_COLLECTIVES_IMPLEMENTATION': 'gloo',
+        'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{port}',
+        'JAX_NUM_PROCESSES': str(count),
+        'JAX_PROCESS_ID': str(index),
+      },
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    for index in range(count)
+  ]
+
+
+def finish(processes):
+  """Exit statuses and outputs of processes, once they have ended."""
+  try:
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+  return [process.returncode for process in processes], outputs
+
+
+def train(count, *words):
+  codes, outputs = finish(start(count, *words))
+  assert codes == [0] * count, '\n'.join(output[-2000:] for output in outputs)
+
+
+def losses(workdir):
+  path = workdir / 'metrics.jsonl'
+  text = path.read_text() if path.exists() else ''
+  rows = [json.loads(line) for line in text.splitlines(keepends=True) if '\n' in line]
+  return {row['step']: row['loss'] for row in rows}
+
+
+def wait_for_step(processes, workdir, step):
+  """Returns when a job has written the metrics of a step."""
+  deadline = time.monotonic() + 120
+  while max(losses(workdir), default=0) < step:
+    for process in processes:
+      assert process.poll() is None, process.stdout.read()[-3000:]
+    assert time.monotonic() < deadline
+    time.sleep(0.02)
+
+
+def test_four_processes_have_the_losses_of_one_with_four_devices(tmp_path):
+  one, four = tmp_path / 'one', tmp_path / 'four'
+  alone = subprocess.run(
+    command(one, '6'), env=environment(4), capture_output=True, text=True
+  )
+  assert alone.returncode == 0, alone.stderr[-3000:]
+  train(4, four, '6')
+  wanted, found = losses(one), losses(four)
+  assert sorted(found) == sorted(wanted) == [1, 2, 3, 4, 5, 6]
+  for step, loss in found.items():
+    assert loss == pytest.approx(wanted[step], rel=1e-5), step
+
+
+def test_a_job_that_is_killed_then_preempted_ends_with_the_bits_of_an_unbroken_one(
+  tmp_path,
+):
+  unbroken, broken = tmp_path / 'unbroken', tmp_path / 'broken'
+  steps = str(STEPS)
+  train(2, unbroken, steps)
+
+  processes = start(2, broken, steps)
+  wait_for_step(processes, broken, random.randint(2, STEPS // 2))
+  victim, other = random.sample(processes, 2)
+  victim.kill()
+  codes, _ = finish([other, victim])  # The other one cannot go on alone.
+  assert codes[0] not in (0, PREEMPTED)
+  killed_at = max(losses(broken))
+  assert killed_at < STEPS
+
+  processes = start(2, broken, steps)
+  wait_for_step(processes, broken, min(killed_at + 2, STEPS - 8))
+  random.choice(processes).send_signal(signal.SIGTERM)  # Both stop where one is told.
+  codes, outputs = finish(processes)
+  assert codes == [PREEMPTED, PREEMPTED], outputs
+
+  train(2, broken, steps)
+  assert losses(broken) == losses(unbroken)
+  assert sorted(losses(broken)) == list(range(1, STEPS + 1))
+
+
+def test_a_process_that_hangs_is_named_and_ends_the_others(tmp_path):
+  processes = start(2, tmp_path, '10000', '4')
+  wait_for_step(processes, tmp_path, 4)
+  os.kill(processes[1].pid, signal.SIGSTOP)
+  begin = time.monotonic()
+  output, _ = processes[0].communicate(timeout=60)
+  processes[1].kill()
+  finish(processes[1:])
+  assert processes[0].returncode == 76, output[-2000:]
+  assert 'no step for 4 s: process 1 gives no sign of life' in output
+  assert time.monotonic() - begin < 30
+
+
+@pytest.mark.parametrize(
+  ('variables', 'message'),
+  [
+    ({'JAX_NUM_PROCESSES': '2'}, 'JAX_NUM_PROCESSES is set and JAX_COORDINATOR_ADDR'),
+    (
+      {
+        'JAX_COORDINATOR_ADDRESS': 'a:1',
+        'JAX_NUM_PROCESSES': '2',
+        'JAX_PROCESS_ID': '2',
+      },
+      "JAX_NUM_PROCESSES is '2' and JAX_PROCESS_ID '2'; expected",
+    ),
+  ],
+)
+def test_a_job_that_is_half_described_is_refused(monkeypatch, variables, message):
+  for name, value in variables.items():
+    monkeypatch.setenv(name, value)
+  with pytest.raises(ValueError, match=message):
+    processes_lib.join()
