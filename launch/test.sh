@@ -18,4 +18,5 @@ printf '\n== mypy\n'
 "$python" -m mypy
 printf '\n== pytest\n'
 # Two at a time, as compiling keeps one core busy; fixtures are shared within a file.
-"$python" -m pytest -q --durations=15 --numprocesses=2 --dist=loadfile "$@"
+"$python" -m pytest -q --durations=15 --numprocesses=2 --dist=loadfile \
+  --no-loadscope-reorder "$@"

@@ -20,6 +20,15 @@ os.environ['XLA_FLAGS'] = ' '.join(
 ).strip()
 
 
+SLOWEST = ('end_to_end', 'ray_engine', 'test_buckets', 'test_processes', 'test_meshes')
+"""Parts of paths of tests that take minutes a file."""
+
+
+def pytest_collection_modifyitems(items):
+  # Begun last, each would keep one worker busy while the other has nothing left.
+  items.sort(key=lambda item: not any(part in item.nodeid for part in SLOWEST))
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish():
   shutil.rmtree(_CACHE, ignore_errors=True)
