@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import serialize_executable, topologies
 
 from composer_jax.config import Config
@@ -233,7 +234,7 @@ def _lower_sample(
   side = unet.low_res_size
   low_res = array(count, side, side, 3) if side else None
   denoising = Denoising(config, stage.condition_shapes, graph, state.ema, mesh)
-  wish = Wish((Branch(stored, kept),), array(1, count))
+  wish = Wish((Branch(stored, kept),), np.ones((1, count), np.float32))
   passes = settings.steps * (1 if settings.guidance == 1 else 2)
   return denoising.lower(wish, keys, low_res), passes
 
