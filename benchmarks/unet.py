@@ -23,7 +23,7 @@ from timing import alternate, machine, show
 from composer_jax import config as config_lib
 from composer_jax.sampling.cascade import Denoising
 from composer_jax.sampling.guidance import Branch, Wish
-from composer_jax.sharding.mesh import make_mesh, put_batch
+from composer_jax.sharding.mesh import batch_placer, make_mesh
 from composer_jax.training.stages import Diffusion
 from composer_jax.training.step import initial_state, make_step
 
@@ -38,14 +38,11 @@ class Ours:
     rng = np.random.default_rng(0)
     shapes = {'caption': (TOKENS + 1, WIDTH)}
     stage, mesh = Diffusion(config, shapes), make_mesh(config.mesh)
-    self._batch = put_batch(
-      mesh,
-      config.mesh.rules,
+    self._batch = batch_placer(mesh, config.mesh.rules, batch)(
       {
         'image': rng.integers(0, 256, (batch, size, size, 3), np.uint8),
         'caption': rng.normal(size=(batch, *shapes['caption'])).astype(np.float16),
-      },
-      batch,
+      }
     )
     graph, self.state = initial_state(stage, config)
     self.parameters = sum(x.size for x in jax.tree.leaves(self.state.params))

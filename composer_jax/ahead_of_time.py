@@ -111,8 +111,8 @@ def compile_for(
     What it costs, and the program, for `save_program`.
 
   Raises:
-    ValueError: the topology is unknown, or the config does not fit it.
-    ModuleNotFoundError: libtpu is not installed.
+    ValueError: the topology is unknown, the config does not fit it, or libtpu is not
+      installed.
   """
   chip, devices = open_topology(topology)
   model = describe(config)

@@ -11,13 +11,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from composer_jax.conditions import by_name
 from composer_jax.config import Config
 from composer_jax.flops import flops_by_argument
 from composer_jax.models.unet import UNet
 from composer_jax.sharding.mesh import abstract_mesh
 from composer_jax.sharding.rules import weight_shardings
-from composer_jax.training.stages import Diffusion, DualEncoder, PriorDiffusion
+from composer_jax.training.stages import abstract_inputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,24 +97,24 @@ def _stage(
   config: Config,
 ) -> tuple[Callable[[], Any], Callable[[Any, Any], Any], dict[str, Any]]:
   """How a model is built, how it is run, and abstract inputs for one image."""
-  key = jax.random.key(0)
+  one = dataclasses.replace(config.data, batch_size=1)
+  stage, batch = abstract_inputs(dataclasses.replace(config, data=one))
+
+  def build() -> Any:
+    return stage.init(jax.random.key(0))
 
   def array(shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((1, *shape), dtype)
 
   if config.stage == 'dual_encoder':
-    clip = config.clip
-    side = clip.image_size
-    inputs = {
-      'images': array((side, side, 3)),
-      'tokens': array((clip.context_length,), jnp.int32),
-    }
+    side = config.clip.image_size
+    inputs = {'images': array((side, side, 3)), 'tokens': batch['tokens']}
 
     def embed(model: Any, given: Any) -> Any:
       images = model.image_embedding(given['images'])
       return images, model.text_embedding(given['tokens'])
 
-    return lambda: DualEncoder(config).init(key), embed, inputs
+    return build, embed, inputs
 
   if config.stage == 'prior':
     prior = config.prior
@@ -128,17 +127,15 @@ def _stage(
       'word_mask': None,
       'kept': array((), bool),
     }
-    return lambda: PriorDiffusion(config).init(key), lambda m, x: m(**x), tensors
+    return build, lambda m, x: m(**x), tensors
 
   unet = config.unet
-  specs = {c.name: c.spec(unet.image_size) for c in by_name(unet.conditions)}
-  shapes = {name: spec.shape for name, spec in specs.items()}
   image = (unet.image_size, unet.image_size, 3)
   given: dict[str, Any] = {
     'x_t': array(image),
     't': array((), jnp.int32),
-    'stored': {n: array(spec.shape, spec.dtype) for n, spec in specs.items()},
-    'kept': {name: array((), bool) for name in specs},
+    'stored': {name: batch[name] for name in unet.conditions},
+    'kept': {name: array((), bool) for name in unet.conditions},
     'low_res': array(image) if unet.low_res_size else None,
     'level': array((), jnp.int32) if unet.low_res_size else None,
   }
@@ -146,4 +143,4 @@ def _stage(
   def denoise(model: UNet, given: Any) -> Any:
     return model(**given)
 
-  return lambda: Diffusion(config, shapes).init(key), denoise, given
+  return build, denoise, given

@@ -113,25 +113,21 @@ class Program:
           if computation.startswith('all-reduce-scatter'):
             kind = 'reduce-scatter'
           arrays = _ARRAY.findall(instruction.type)
-          if kind != instruction.kind:  # What is started names its operands first.
+          if instruction.kind.endswith('-start'):  # It names its operands first.
             arrays = arrays[len(arrays) // 2 :]
           count[kind] += often
           size[kind] += often * sum(_bytes(*array) for array in arrays)
     return {kind: (count[kind], size[kind]) for kind in sorted(count)}
 
-  def cost(
-    self, flops_per_second: float, bytes_per_second: float, *, loops: bool = True
-  ) -> Cost:
-    """Sums over all operations.
+  def cost(self, flops_per_second: float, bytes_per_second: float) -> Cost:
+    """Sums over all operations; those in loops count as often as they run.
 
     Args:
       flops_per_second: that the device does at most.
       bytes_per_second: between its cores and its memory, at most.
-      loops: whether the body of a loop counts as often as it runs, or once.
     """
     flops = moved = seconds = 0.0
-    for name, often in self._runs(fused=False).items():
-      times = often if loops else 1
+    for name, times in self._runs(fused=False).items():
       computation = self._computations[name]
       for instruction in computation.values():
         if instruction.kind in _FREE or instruction.kind.endswith('-done'):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -120,15 +120,16 @@ def local_rows(mesh: Mesh, rules: AxisRules, batch_size: int) -> list[int]:
   return sorted(rows)
 
 
-def put_batch(
-  mesh: Mesh, rules: AxisRules, batch: dict[str, np.ndarray], batch_size: int
-) -> dict[str, jax.Array]:
-  """Puts this process's rows of a global batch on its devices.
+def batch_placer(
+  mesh: Mesh, rules: AxisRules, batch_size: int
+) -> Callable[[dict[str, np.ndarray]], dict[str, jax.Array]]:
+  """Makes a function that puts this process's rows of a global batch on its devices.
+
+  It takes arrays with a row for each of `local_rows`.
 
   Args:
     mesh: the mesh.
     rules: which of its axes split batches.
-    batch: arrays with a row for each of `local_rows`.
     batch_size: rows of the global batch.
   """
   sharding = batch_sharding(mesh, rules)
@@ -142,4 +143,4 @@ def put_batch(
     shape = (batch_size, *array.shape[1:])
     return jax.make_array_from_callback(shape, sharding, part)
 
-  return {name: put(array) for name, array in batch.items()}
+  return lambda batch: {name: put(array) for name, array in batch.items()}

@@ -22,7 +22,7 @@ from composer_jax.checkpoints import Checkpoints
 from composer_jax.config import Config
 from composer_jax.files import read_json, write_json
 from composer_jax.flops import flops_by_argument
-from composer_jax.sharding.mesh import make_mesh, put_batch, replicated
+from composer_jax.sharding.mesh import batch_placer, make_mesh, replicated
 from composer_jax.training.faults import Phase, Watch
 from composer_jax.training.metrics import MetricsWriter, peak_flops
 from composer_jax.training.processes import Agreement
@@ -107,10 +107,7 @@ def train(
   ):
     mesh = make_mesh(config.mesh)
     state, step = _begin(config, stage, batches, mesh, checkpoints, start)
-
-    def put(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-      return put_batch(mesh, config.mesh.rules, batch, config.data.batch_size)
-
+    put = batch_placer(mesh, config.mesh.rules, config.data.batch_size)
     batch = put(next(batches))
     length = _scalar(mesh, 1)
     advance = make_step(stage, config, mesh).lower(state, batch, length).compile()

@@ -58,11 +58,12 @@ def test_a_batch_is_split_over_data_and_fsdp():
   found = on_eight_devices("""
     import json
     import numpy as np
-    from composer_jax.sharding.mesh import MeshConfig, make_mesh, put_batch
+    from composer_jax.sharding.mesh import MeshConfig, batch_placer, make_mesh
 
     config = MeshConfig(fsdp=4)
     mesh = make_mesh(config)
-    x = put_batch(mesh, config.rules, {'x': np.arange(16.0).reshape(8, 2)}, 8)['x']
+    put = batch_placer(mesh, config.rules, 8)
+    x = put({'x': np.arange(16.0).reshape(8, 2)})['x']
     print(json.dumps({
       'mesh': dict(mesh.shape),
       'rows': sorted(float(s.data[0, 0]) for s in x.addressable_shards),

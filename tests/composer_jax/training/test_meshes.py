@@ -22,7 +22,7 @@ PROGRAM = """
 import json, sys
 import jax
 import numpy as np
-from composer_jax.sharding.mesh import make_mesh, put_batch
+from composer_jax.sharding.mesh import batch_placer, make_mesh
 from composer_jax.training.stages import abstract_inputs
 from composer_jax.training.step import initial_state, make_step
 from tests.composer_jax.training.conftest import small_config
@@ -42,7 +42,7 @@ for name, sizes in MESHES.items():
   }
   step = make_step(stage, config, mesh)
   _, state = initial_state(stage, config)
-  given = put_batch(mesh, config.mesh.rules, batch, 8)
+  given = batch_placer(mesh, config.mesh.rules, 8)(batch)
   losses = []
   for _ in range(STEPS):
     state, metrics = step(state, given, np.float32(100))
