@@ -99,16 +99,12 @@ class Program:
     """Kind to how often it is done and the bytes of its results, loops included."""
     count: Counter[str] = Counter()
     size: Counter[str] = Counter()
-    seen = set()
     for computation, often in self._runs(fused=True).items():
+      if self._goes_on(computation):
+        continue
       for instruction in self._computations[computation].values():
         kind = instruction.kind.removesuffix('-start')
         if kind in COLLECTIVES:
-          # One that goes on while other work is done is there once for each of that.
-          channel = re.search(r'channel_id=\d+', instruction.attributes)
-          if channel and channel[0] in seen:
-            continue
-          seen.add(channel[0] if channel else object())
           # TPUs fuse the sum over devices with taking each one's part of it.
           if computation.startswith('all-reduce-scatter'):
             kind = 'reduce-scatter'
@@ -118,6 +114,13 @@ class Program:
           count[kind] += often
           size[kind] += often * sum(_bytes(*array) for array in arrays)
     return {kind: (count[kind], size[kind]) for kind in sorted(count)}
+
+  def _goes_on(self, computation: str) -> bool:
+    """Whether a collective in it was begun before, and is there once more to go on."""
+    return computation.startswith('async_collective_fusion') or any(
+      'AsyncCollectiveDone' in instruction.attributes
+      for instruction in self._computations[computation].values()
+    )
 
   def cost(self, flops_per_second: float, bytes_per_second: float) -> Cost:
     """Sums over all operations; those in loops count as often as they run.
