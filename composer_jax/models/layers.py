@@ -58,6 +58,14 @@ def downsample(x: jax.Array) -> jax.Array:
   return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
 
 
+def _kernel(
+  shape: tuple[int, ...], rngs: nnx.Rngs, zero: bool, axes: Axes
+) -> nnx.Param[jax.Array]:
+  """A kernel whose last axes are inputs and outputs, drawn or zero."""
+  init = nnx.initializers.zeros if zero else nnx.initializers.lecun_normal()
+  return nnx.Param(init(rngs.params(), shape, jnp.float32), axes=axes)
+
+
 class Dense(nnx.Module):
   """A linear map of the last axis, computed in the dtype of its input."""
 
@@ -70,9 +78,7 @@ class Dense(nnx.Module):
     zero: bool = False,
     axes: Axes = OUTER,
   ):
-    init = nnx.initializers.zeros if zero else nnx.initializers.lecun_normal()
-    kernel = init(rngs.params(), (inputs, outputs), jnp.float32)
-    self.kernel = nnx.Param(kernel, axes=axes)
+    self.kernel = _kernel((inputs, outputs), rngs, zero, axes)
     self.bias = nnx.Param(jnp.zeros(outputs))
 
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -91,9 +97,7 @@ class Conv3x3(nnx.Module):
     zero: bool = False,
     axes: Axes = OUTER,
   ):
-    init = nnx.initializers.zeros if zero else nnx.initializers.lecun_normal()
-    kernel = init(rngs.params(), (3, 3, inputs, outputs), jnp.float32)
-    self.kernel = nnx.Param(kernel, axes=axes)
+    self.kernel = _kernel((3, 3, inputs, outputs), rngs, zero, axes)
     self.bias = nnx.Param(jnp.zeros(outputs))
 
   def __call__(self, x: jax.Array) -> jax.Array:

@@ -2,10 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
-import textwrap
 
 import jax
 import numpy as np
@@ -16,6 +12,7 @@ from composer_jax.config import MeshConfig
 from composer_jax.sampling.guidance import Branch, Wish
 from composer_jax.trained import INPUTS, load_diffusion
 from tests.composer_jax.tiny import denoising
+from tests.virtual_devices import run_on_devices
 
 SIZE = 64
 
@@ -60,27 +57,11 @@ def arguments():
   return Wish((branch,), np.ones((1, 2), np.float32)), keys, low_res
 
 
-def on_four_devices(code, folder):
-  """Runs code on four virtual devices, in a process of its own that knows `folder`."""
-  flags = os.environ.get('XLA_FLAGS', '')
-  run = subprocess.run(
-    [sys.executable, '-c', textwrap.dedent(code), str(folder)],
-    env={
-      **os.environ,
-      'XLA_FLAGS': f'{flags} --xla_force_host_platform_device_count=4',
-      'JAX_PLATFORMS': 'cpu',
-    },
-    capture_output=True,
-    text=True,
-  )
-  assert run.returncode == 0, run.stderr[-3000:]
-  return json.loads(run.stdout)
-
-
 def test_images_split_over_devices_as_the_config_says_are_those_of_one_device(
   upsampler,
 ):
-  found = on_four_devices(
+  found = run_on_devices(
+    4,
     """
     import json, pathlib, sys
     import numpy as np

@@ -1,31 +1,10 @@
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import textwrap
-
 import jax
 import pytest
 
 from composer_jax.sharding.mesh import MeshConfig, make_mesh
-
-
-def on_eight_devices(code):
-  """Runs code in a new process with eight virtual devices; gives what it prints."""
-  run = subprocess.run(
-    [sys.executable, '-c', textwrap.dedent(code)],
-    env={
-      **os.environ,
-      'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
-      'JAX_PLATFORMS': 'cpu',
-    },
-    capture_output=True,
-    text=True,
-  )
-  assert run.returncode == 0, run.stderr[-3000:]
-  return json.loads(run.stdout)
+from tests.virtual_devices import run_on_devices
 
 
 def test_minus_one_takes_the_devices_that_are_left():
@@ -55,7 +34,9 @@ def test_a_size_is_positive_or_open(size):
 
 
 def test_a_batch_is_split_over_data_and_fsdp():
-  found = on_eight_devices("""
+  found = run_on_devices(
+    8,
+    """
     import json
     import numpy as np
     from composer_jax.sharding.mesh import MeshConfig, batch_placer, make_mesh
@@ -69,7 +50,8 @@ def test_a_batch_is_split_over_data_and_fsdp():
       'rows': sorted(float(s.data[0, 0]) for s in x.addressable_shards),
       'shards': [list(s.data.shape) for s in x.addressable_shards],
     }))
-  """)
+  """,
+  )
   assert found['mesh'] == {'data': 2, 'fsdp': 4, 'tensor': 1, 'spatial': 1}
   assert found['rows'] == [0, 2, 4, 6, 8, 10, 12, 14]
   assert found['shards'] == [[1, 2]] * 8

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
+
+from tests.virtual_devices import run_on_devices
 
 STEPS = 3
 MESHES = {
@@ -58,19 +55,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope='module')
 def found():
-  flags = os.environ.get('XLA_FLAGS', '')
-  run = subprocess.run(
-    [sys.executable, '-c', PROGRAM],
-    env={
-      **os.environ,
-      'XLA_FLAGS': f'{flags} --xla_force_host_platform_device_count=8',
-      'JAX_PLATFORMS': 'cpu',
-    },
-    capture_output=True,
-    text=True,
-  )
-  assert run.returncode == 0, run.stderr[-3000:]
-  return json.loads(run.stdout.splitlines()[-1])
+  return run_on_devices(8, PROGRAM)
 
 
 @pytest.mark.parametrize('mesh', [name for name in MESHES if name != '1'])
