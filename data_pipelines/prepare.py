@@ -78,6 +78,7 @@ def prepare(
   workers: int = 0,
   crop: Literal['centre', 'random'] = 'centre',
   seed: int = 0,
+  copies: int = 1,
   test_fraction: float = 1 / 16,
   engine: Engine = local.run,
   progress: bool = True,
@@ -99,6 +100,8 @@ def prepare(
       uses what the cluster has.
     crop: 'centre' or 'random'.
     seed: of the split, the backgrounds, the crops and the conditions.
+    copies: records of each image in the train split. They differ in what is drawn:
+      the background of a transparent image, a random crop.
     test_fraction: share of the images to hold out, chosen by their keys; 0 for
       none. Otherwise, two images or more give at least one to each split, and four
       or more at least two to the test split.
@@ -130,6 +133,8 @@ def prepare(
       f'size {size}, test_fraction {test_fraction}, crop {crop!r}; expected at'
       " least 2 pixels, a fraction from 0 to under 1, and 'centre' or 'random'."
     )
+  if copies < 1:
+    raise ValueError(f'copies: {copies}, expected at least 1.')
   _refuse_inside(source_spec, out)
   source = sources.open_source(source_spec)
   keys = list(source.keys())
@@ -148,7 +153,7 @@ def prepare(
   settings = Settings(
     source_spec, keys_digest, str(out), size, crop, seed, names, learned
   )
-  tasks = _plan_shards(splits, shards)
+  tasks = _plan_shards(splits, shards, copies)
   plan: dict[str, Any] = {
     'source': source_spec,
     'licence': source.licence,
@@ -157,6 +162,7 @@ def prepare(
     'size': size,
     'crop': crop,
     'seed': seed,
+    'copies': copies,
     'test_fraction': test_fraction,
     'shards': dict(Counter(task.split for task in tasks)),
     'conditions': _specs(names, size, opened),
@@ -250,25 +256,33 @@ def _specs(
   return specs
 
 
-def _plan_shards(splits: dict[str, list[int]], shards: int | None) -> list[Shard]:
-  total = sum(map(len, splits.values()))
+def _plan_shards(
+  splits: dict[str, list[int]], shards: int | None, copies: int
+) -> list[Shard]:
+  records = {
+    split: [(i, copy) for i in indices for copy in range(copies)]
+    if split == 'train'
+    else [(i, 0) for i in indices]
+    for split, indices in splits.items()
+  }
+  total = sum(map(len, records.values()))
   shards = math.ceil(total / IMAGES_PER_SHARD) if shards is None else shards
   if shards < 1:
     raise ValueError(f'shards: {shards}, expected at least 1.')
   counts, left = {}, max(shards, len(splits))
   # The smallest split first, as it must not be rounded away; the largest has the rest.
-  by_size = sorted(splits, key=lambda split: len(splits[split]))
+  by_size = sorted(records, key=lambda split: len(records[split]))
   for split in by_size:
-    size = len(splits[split])
+    size = len(records[split])
     share = left if split == by_size[-1] else round(shards * size / total)
     counts[split] = min(max(share, 1), size)
     left -= counts[split]
   tasks = []
-  for split, indices in splits.items():
+  for split, images in records.items():
     count = counts[split]
-    edges = [i * len(indices) // count for i in range(count + 1)]
+    edges = [i * len(images) // count for i in range(count + 1)]
     tasks += [
-      Shard(split, i, count, tuple(indices[edges[i] : edges[i + 1]]))
+      Shard(split, i, count, tuple(images[edges[i] : edges[i + 1]]))
       for i in range(count)
     ]
   return tasks
@@ -317,7 +331,7 @@ def _run_missing(
 ) -> dict[str, dict[str, Any]]:
   """Runs the shards that have no receipt yet; their receipts, by file name."""
   missing = [task for task in tasks if task.name not in done]
-  total, left = (sum(len(task.indices) for task in some) for some in (tasks, missing))
+  total, left = (sum(len(task.images) for task in some) for some in (tasks, missing))
   bar = tqdm.tqdm(
     total=total, initial=total - left, unit='image', desc='prepare',
     disable=not progress,
@@ -327,7 +341,7 @@ def _run_missing(
   with bar, contextlib.closing(run(missing)) as results:
     for task, receipt in results:
       receipts[task.name] = receipt
-      bar.update(len(task.indices))
+      bar.update(len(task.images))
   return receipts
 
 

@@ -92,13 +92,14 @@ class Shard:
     split: 'train' or 'test'.
     index: of this shard in the split.
     count: of shards in the split.
-    indices: of the source's images that go into it, in order.
+    images: what goes into it, in order: for each record, the image's place in the
+      source, and the number of the copy.
   """
 
   split: str
   index: int
   count: int
-  indices: tuple[int, ...]
+  images: tuple[tuple[int, int], ...]
 
   @property
   def name(self) -> str:
@@ -275,8 +276,8 @@ def _records(
   extractors = {each.field: _open_extractor(each) for each in settings.learned}
   sides = {extractor.side for extractor in extractors.values()}
   drafts: list[_Draft] = []
-  for index in shard.indices:
-    key = keys[index]
+  for index, copy in shard.images:
+    key = keys[index] if not copy else f'{keys[index]} ({copy + 1})'
     try:
       example = source.load(index, max({settings.size, *sides}))
       picture = example.picture

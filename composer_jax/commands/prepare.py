@@ -93,6 +93,12 @@ def main(argv: list[str]) -> int:
   parser.add_argument('--crop', choices=('centre', 'random'), default='centre')
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument(
+    '--copies',
+    type=int,
+    default=1,
+    help='of each training image, over other backgrounds and in other crops',
+  )
+  parser.add_argument(
     '--encoder', type=pathlib.Path, metavar='DIR', help='with --onto: a trained one'
   )
   parser.add_argument(
@@ -139,6 +145,7 @@ def _make(parser: argparse.ArgumentParser, flags: argparse.Namespace) -> int:
     workers=flags.workers,
     crop=flags.crop,
     seed=flags.seed,
+    copies=flags.copies,
     engine=engine,
   )
   print(f'{info["kept"]} images in {out}')
@@ -201,7 +208,7 @@ def _add(parser: argparse.ArgumentParser, flags: argparse.Namespace) -> int:
 
   if flags.encoder is None:
     parser.error('--onto needs --encoder DIR')
-  of_source = ('out', 'size', 'shards', 'workers', 'engine', 'crop', 'seed')
+  of_source = ('out', 'size', 'shards', 'workers', 'engine', 'crop', 'seed', 'copies')
   for name in (*of_source, *RAY, 'semantics', *EXTRACTORS):
     if getattr(flags, name) != parser.get_default(name):
       flag = name.replace('_', '-')

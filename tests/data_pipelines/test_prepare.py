@@ -196,6 +196,27 @@ def test_another_seed_gives_other_data(folder, prepared, tmp_path):
   assert info['digest'] != there['digest']
 
 
+def test_copies_differ_in_their_background_alone(tmp_path):
+  disc = np.zeros((40, 40, 4), np.uint8)
+  disc[10:30, 10:30] = 200, 30, 30, 255
+  for name in 'abcd':
+    Image.fromarray(disc).save(tmp_path / f'{name}.png')
+  info = prepare(
+    f'folder:{tmp_path}', out := tmp_path.parent / 'copies', size=32, copies=3,
+    test_fraction=0.5, progress=False,
+  )  # fmt: skip
+  assert info['kept'] == 2 * 3 + 2  # What is held out is there once.
+  builder = tfds.builder_from_directory(out)
+  images = {r['key'].decode(): r['image'] for r in builder.as_data_source('train')}
+  first, *others = sorted(key for key in images if key[0] == min(images)[0])
+  assert [first, *others] == [first, f'{first} (2)', f'{first} (3)']
+  for other in others:
+    np.testing.assert_array_equal(
+      images[other][10:22, 10:22], images[first][10:22, 10:22]
+    )
+    assert (images[other][0, 0] != images[first][0, 0]).any()
+
+
 def test_no_usable_image_is_an_error_that_says_why(tmp_path):
   (tmp_path / 'in').mkdir()
   for name in ('one.png', 'two.png'):

@@ -1,0 +1,16 @@
+"""The shipped model's prior: the demo's, trained for longer."""
+
+from ml_collections import config_dict
+
+from configs.demo import prior
+
+
+def get_config() -> config_dict.ConfigDict:
+  """The demo's prior in larger batches."""
+  config = prior.get_config()
+  config.model.dtype = 'bfloat16'
+  config.data.batch_size = 512
+  config.data.workers = 2
+  config.optimizer.ema = 0.999
+  config.train.steps = 4000
+  return config

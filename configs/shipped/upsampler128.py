@@ -1,0 +1,11 @@
+"""The shipped model's second upsampler, 64 to 128."""
+
+from ml_collections import config_dict
+
+from configs.demo import upsampler128
+from configs.shipped.upsampler import widened
+
+
+def get_config() -> config_dict.ConfigDict:
+  """The demo's second upsampler with 64 channels on every level."""
+  return widened(upsampler128.get_config(), channels=64)
