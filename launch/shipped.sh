@@ -95,17 +95,17 @@ wait_for() {
 prepare data128 --size 128 --conditions none &
 larger=$!
 prepare data --size 64
-train encoder dual_encoder data 1000 &
+train encoder dual_encoder data 500 &
 encoder=$!
-train upsampler upsampler data 3000 &
+train upsampler upsampler data 2000 &
 upsampler=$!
 wait_for "$larger"
-train upsampler128 upsampler128 data128 3000 &
+train upsampler128 upsampler128 data128 1500 &
 upsampler128=$!
 wait_for "$encoder"
 step embed "${composer_jax[@]}" prepare --onto "$out/data" \
   --conditions semantics,caption --encoder "$out/model/encoder" --overwrite
-train prior prior data 4000 &
+train prior prior data 2500 &
 prior=$!
 train base base data 8000
 for each in "$prior" "$upsampler" "$upsampler128"; do

@@ -109,19 +109,20 @@ def train(
     state, step = _begin(config, stage, batches, mesh, checkpoints, start)
     put = batch_placer(mesh, config.mesh.rules, config.data.batch_size)
     batch = put(next(batches))
-    length = _scalar(mesh, 1)
-    advance = make_step(stage, config, mesh).lower(state, batch, length).compile()
-    total = _total_steps(config, workdir, advance, state, batch, length)
-    length = _scalar(mesh, total)
+    length = _Length(config, workdir, mesh)
+    steps = length.on_device()
+    advance = make_step(stage, config, mesh).lower(state, batch, steps).compile()
+    length.begin(step, advance, state, batch)
+    steps = length.on_device()
     agree, trace = Agreement(mesh), _Trace(workdir, step, profile)
     flops = _model_flops(stage, batch)
     with contextlib.closing(
-      _Journal(config, workdir, step, total, flops, begun)
+      _Journal(config, workdir, step, length.steps, flops, begun)
     ) as journal:
       stopping = False
-      while step < total and not stopping:
+      while step < length.steps and not stopping:
         watch.at(step, Phase.COMPUTING)
-        state, metrics = advance(state, batch, length)
+        state, metrics = advance(state, batch, steps)
         step += 1
         journal.add(metrics)
         trace.after(step, metrics)
@@ -131,7 +132,7 @@ def train(
           batch = put(next(batches))
         watch.at(step, Phase.COMPUTING)
         stopping = agree(bool(stop))
-        save = step == total or stopping or step % config.train.save_every == 0
+        save = step == length.steps or stopping or step % config.train.save_every == 0
         # Metrics first: what is not to be trusted must not become a checkpoint.
         if save or step % config.train.log_every == 0:
           try:
@@ -143,15 +144,18 @@ def train(
             state, step, _ = _restore(stage, config, mesh, checkpoints)
             journal.roll_back(step)
             continue
+          if not save and length.correct(step):
+            steps = length.on_device()
+            journal.reach_for(length.steps)
         if save:
           watch.at(step, Phase.SAVING)
           with journal.waiting_for('checkpoints'):
             rest, ema = state.split()
             checkpoints.save(step, rest, ema, position)
-        if sampler and (step == total or step % config.train.sample_every == 0):
+        if sampler and (step == length.steps or step % config.train.sample_every == 0):
           watch.at(step, Phase.SAMPLING)
           journal.picture(step, sampler(state, step))
-  return Run(step, finished=step >= total)
+  return Run(step, finished=step >= length.steps)
 
 
 def _begin(
@@ -297,6 +301,10 @@ class _Journal:
     asked = self._config.train.on_spike == 'rollback'
     return asked and checkpoint is not None and self._rollbacks.count(checkpoint) < 3
 
+  def reach_for(self, total: int) -> None:
+    """Takes note of another length of the run."""
+    self._bar.total = total
+
   def roll_back(self, step: int) -> None:
     """Forgets the steps after a checkpoint, to which the run has gone back."""
     self._rollbacks.append(step)
@@ -355,38 +363,81 @@ def _scalar(mesh: Mesh, value: float) -> jax.Array:
   return jax.device_put(np.float32(value), replicated(mesh))
 
 
-def _total_steps(
-  config: Config,
-  workdir: pathlib.Path,
-  advance: jax.stages.Compiled,
-  state: TrainState,
-  batch: dict[str, jax.Array],
-  length: jax.Array,
-) -> int:
-  """The length of the run: as configured, or from `train.minutes`.
+class _Length:
+  """How many steps a run takes: as configured, or as many as `train.minutes` hold.
 
-  The speed is measured once, so that a run that is resumed has the same length.
+  By minutes, a trial gives a first number, and what the run itself then takes
+  corrects it, until the learning rate begins to fall: up to there, nothing depends on
+  the number. A run that is resumed goes on with what is left of its minutes.
   """
-  if config.train.minutes <= 0:
-    return config.train.steps
-  path = workdir / BUDGET
-  if path.exists():
-    budget = read_json(path, ('steps', 'minutes'), 'Remove it to measure anew.')
-    return max(1, round(budget['steps'] * config.train.minutes / budget['minutes']))
-  # The trial steps take a copy of the state, since a step consumes its input.
-  trial = jax.tree.map(jnp.copy, state)
-  seconds = []
-  for _ in range(TRIAL_STEPS):
-    begin = time.perf_counter()
-    trial, metrics = advance(trial, batch, length)
-    jax.block_until_ready(metrics)
-    seconds.append(time.perf_counter() - begin)
-  steps = max(1, int(config.train.minutes * 60 / float(np.median(seconds[2:]))))
-  # All processes take as many as the first one thinks.
-  steps = int(multihost_utils.broadcast_one_to_all(np.int32(steps)))
-  if jax.process_index() == 0:
-    write_json(path, {'steps': steps, 'minutes': config.train.minutes})
-  return steps
+
+  def __init__(self, config: Config, workdir: pathlib.Path, mesh: Mesh):
+    self._minutes, self._steps = config.train.minutes, config.train.steps
+    self._steady = 1 - config.optimizer.cooldown
+    self._path, self._mesh = workdir / BUDGET, mesh
+    self._spent, self._pace = 0.0, 0.0
+
+  @property
+  def steps(self) -> int:
+    return self._steps
+
+  def on_device(self) -> jax.Array:
+    """The number, as a step takes it."""
+    return _scalar(self._mesh, self._steps)
+
+  def begin(
+    self,
+    step: int,
+    advance: jax.stages.Compiled,
+    state: TrainState,
+    batch: dict[str, jax.Array],
+  ) -> None:
+    """Finds a first number, or the one that an earlier run has kept."""
+    if self._minutes > 0:
+      if self._path.exists():
+        self._resume()
+      else:
+        # The trial steps take a copy of the state, since a step consumes its input.
+        trial = jax.tree.map(jnp.copy, state)
+        seconds = []
+        for _ in range(TRIAL_STEPS):
+          begin = time.perf_counter()
+          trial, metrics = advance(trial, batch, self.on_device())
+          jax.block_until_ready(metrics)
+          seconds.append(time.perf_counter() - begin)
+        self._pace = float(np.median(seconds[2:]))
+        self._keep(60 * self._minutes / self._pace)
+    self._clock, self._step = time.perf_counter(), step
+
+  def _resume(self) -> None:
+    hint = 'Remove it to measure anew.'
+    budget = read_json(self._path, ('steps', 'minutes', 'spent'), hint)
+    self._steps = max(1, round(budget['steps'] * self._minutes / budget['minutes']))
+    self._spent = budget['spent']
+
+  def correct(self, step: int) -> bool:
+    """Corrects the number after a step; says whether that changed it."""
+    now = time.perf_counter()
+    seconds, steps = now - self._clock, step - self._step
+    self._clock, self._step = now, step
+    self._spent += seconds
+    if self._minutes <= 0 or steps < 1 or step >= self._steady * self._steps:
+      return False
+    pace = seconds / steps
+    self._pace = (self._pace + pace) / 2 if self._pace else pace
+    before = self._steps
+    self._keep(step + max(60 * self._minutes - self._spent, 0) / self._pace)
+    return self._steps != before
+
+  def _keep(self, steps: float) -> None:
+    # All processes take as many as the first one thinks.
+    steps = multihost_utils.broadcast_one_to_all(np.int32(max(1, int(steps))))
+    self._steps = int(steps)
+    if jax.process_index() == 0:
+      write_json(
+        self._path,
+        {'steps': self._steps, 'minutes': self._minutes, 'spent': self._spent},
+      )
 
 
 def _fetch(

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
+import time
 
 import jax
 import numpy as np
@@ -139,23 +141,55 @@ def test_a_step_that_is_not_finite_can_be_rolled_back(make_config, source_of, tm
   assert rows[-1]['rollbacks'] == 1
 
 
-def test_minutes_become_steps_once_and_for_all(make_config, source_of, tmp_path):
+def test_minutes_become_steps(make_config, source_of, tmp_path):
   config = make_config(train={'minutes': 0.004, 'save_every': 1000})
   run = loop.train(config, *source_of(config), tmp_path)
   kept = json.loads((tmp_path / 'budget.json').read_text())
   assert run == loop.Run(kept['steps'], finished=True)
   assert kept['minutes'] == 0.004
   assert loop.train(config, *source_of(config), tmp_path) == run
-  twice = make_config(train={'minutes': 0.008, 'save_every': 1000})
-  longer = loop.train(twice, *source_of(twice), tmp_path)
-  assert longer == loop.Run(2 * run.step, finished=True)
+  longer = make_config(train={'minutes': 0.4, 'steps': 1, 'save_every': 1000})
+  longer = dataclasses.replace(
+    longer, optimizer=dataclasses.replace(longer.optimizer, cooldown=1.0)
+  )
+  more = loop.train(longer, *source_of(longer), tmp_path)
+  assert more == loop.Run(100 * run.step, finished=True)
+
+
+def test_minutes_are_kept_where_the_speed_changes(make_config, source_of, tmp_path):
+  config = make_config(train={'minutes': 0.05, 'log_every': 1, 'save_every': 1000})
+  config = dataclasses.replace(
+    config, optimizer=dataclasses.replace(config.optimizer, cooldown=0.25)
+  )
+  stage, batches = source_of(config)
+  begin = time.perf_counter()
+  seen = []
+
+  class Slow:
+    """An input that delays every step by far more than it takes."""
+
+    get_state, set_state = batches.get_state, batches.set_state
+
+    def __next__(self):
+      seen.append(time.perf_counter())
+      time.sleep(0.1)
+      return next(batches)
+
+  run = loop.train(config, stage, Slow(), tmp_path)
+  assert run.finished
+  # Three seconds hold 30 steps of a tenth; the trial knows nothing of the delay.
+  assert 15 < run.step <= 33
+  assert seen[-1] - begin < 60
 
 
 def test_a_trial_of_the_speed_does_not_change_the_training(
   make_config, source_of, unbroken, tmp_path
 ):
-  (tmp_path / 'budget.json').write_text('{"steps": 6, "minutes": 1.0}')
+  (tmp_path / 'budget.json').write_text('{"steps": 6, "minutes": 1.0, "spent": 60.0}')
   config = make_config(train={'minutes': 1.0})
+  config = dataclasses.replace(
+    config, optimizer=dataclasses.replace(config.optimizer, cooldown=1.0)
+  )
   loop.train(config, *source_of(config), tmp_path)
   assert losses(tmp_path) == losses(unbroken)
 
