@@ -22,6 +22,7 @@ RUN case $ACCELERATOR in \
     pip install --no-cache-dir --constraint requirements.lock "$extra"
 
 COPY setup.py pyproject.toml README.md LICENSE ./
+COPY assets assets
 COPY composer_jax composer_jax
 COPY configs configs
 COPY data_pipelines data_pipelines

@@ -25,12 +25,16 @@ def long_description() -> str:
 
 def packages() -> list[str]:
   """Every folder of the installed trees, with or without an __init__.py."""
-  roots = ('composer_jax', 'data_pipelines', 'configs', 'launch')
-  return setuptools.find_namespace_packages(
+  roots = ('assets', 'composer_jax', 'configs', 'data_pipelines', 'launch')
+  found = setuptools.find_namespace_packages(
     str(ROOT),
     include=[pattern for root in roots for pattern in (root, f'{root}.*')],
     exclude=['*__pycache__*'],
   )
+  # The shipped model lies beside the package, and is installed inside it.
+  return [
+    f'composer_jax.{name}' if name.split('.')[0] == 'assets' else name for name in found
+  ]
 
 
 # A cap where the next release is known, or by its numbering likely, to break.
@@ -113,6 +117,7 @@ setuptools.setup(
   license_files=['LICENSE'],
   python_requires='>=3.11',
   packages=packages(),
+  package_dir={'composer_jax.assets': 'assets'},
   # Data that modules read beside themselves: templates, vocabularies, models.
   package_data={'': ['*']},
   install_requires=RUNTIME,

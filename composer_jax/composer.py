@@ -25,6 +25,7 @@ from composer_jax.sampling.expression import Term
 from composer_jax.sampling.guidance import Branch, Wish
 from composer_jax.sampling.prior import Imagining
 from composer_jax.seeds import generator
+from composer_jax.shipped import model_folder
 from composer_jax.trained import (
   TrainedEncoder,
   check_encoder,
@@ -116,7 +117,7 @@ class Composer:
     and, with an encoder, `prior/`.
 
     Args:
-      directory: the model folder.
+      directory: the model folder, or `demo` for the one that comes with the package.
       spatial: devices that share the rows of each image of an upsampler, instead of
         those that its `config.mesh.spatial` says.
 
@@ -124,7 +125,7 @@ class Composer:
       FileNotFoundError: there is no base model in it.
       ValueError: its parts do not fit together.
     """
-    directory = pathlib.Path(directory)
+    directory = model_folder(directory)
     if not (directory / 'base').is_dir():
       raise FileNotFoundError(
         f'{directory} holds no base/ folder; expected a model folder with base/ and,'

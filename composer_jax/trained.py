@@ -25,6 +25,7 @@ from composer_jax.safetensors_files import open_weights
 from composer_jax.sampling.cascade import Denoising
 from composer_jax.sampling.prior import Imagining
 from composer_jax.sharding.mesh import make_mesh
+from composer_jax.shipped import model_folder
 from composer_jax.training.stages import Diffusion, DualEncoder, PriorDiffusion
 from composer_jax.training.step import Stage, abstract_state
 
@@ -106,13 +107,19 @@ def _in_batches(
 
 
 def load_encoder(directory: str | pathlib.Path) -> TrainedEncoder:
-  """Opens the dual encoder that `composer-jax train` left in a folder.
+  """Opens a trained dual encoder.
+
+  Args:
+    directory: its folder, or that of a model with `encoder/` in it; `demo` for that of
+      the model that comes with the package.
 
   Raises:
     FileNotFoundError: the folder holds no trained encoder.
     ValueError: it holds another kind of model.
   """
-  directory = pathlib.Path(directory)
+  directory = model_folder(directory)
+  if (directory / 'encoder').is_dir():
+    directory /= 'encoder'
   config = read_config(directory)
   if config.stage != 'dual_encoder':
     raise ValueError(f'{directory} holds a {config.stage} model, not a dual encoder.')

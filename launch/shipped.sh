@@ -3,7 +3,7 @@ set -euo pipefail
 
 usage() {
   cat <<'END'
-usage: launch/shipped.sh [--out DIR] [--copies N] [--share F]
+usage: launch/shipped.sh [--out DIR] [--copies N] [--config.FIELD=VALUE ...]
 
 Trains the model that comes with the package, `composer_jax.load('demo')`, and exports it
 to DIR/export. On one recent GPU this takes ten minutes. Trainings that do not wait for one
@@ -11,7 +11,8 @@ another run at the same time. Interrupted, it goes on where it was when run agai
 
   --out DIR     where data and models go (default: shipped/ in the repository)
   --copies N    of each training picture, each over another background (default 4)
-  --share F     of all steps, such as 0.01 to try it out (default 1)
+  --config.FIELD=VALUE
+                for all trainings, such as --config.train.steps=20 to try it out
 
 COMPOSER_JAX in the environment is the command to use (default: the one in .venv).
 END
@@ -24,14 +25,15 @@ die() {
 
 unset CDPATH
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
-out=$root/shipped copies=4 share=1
+out=$root/shipped copies=4 more=()
 while (($#)); do
   case $1 in
-    --out | --copies | --share)
+    --out | --copies)
       (($# > 1)) || die "$1 needs a value."
       printf -v "${1#--}" '%s' "$2"
       shift
       ;;
+    --config.*=*) more+=("$1") ;;
     -h | --help)
       usage
       exit
@@ -44,8 +46,6 @@ while (($#)); do
   shift
 done
 [[ $copies =~ ^[1-9][0-9]*$ ]] || die "--copies is '$copies'; give a number above 0."
-[[ $share =~ ^[0-9]*[.]?[0-9]+$ && $share =~ [1-9] ]] ||
-  die "--share is '$share'; give a number above 0, such as 0.01."
 mkdir -p -- "$out/logs"
 out=$(cd -- "$out" && pwd -P)
 cd -- "$root"
@@ -78,13 +78,10 @@ prepare() {
     --copies "$copies" --workers "$(nproc)" "$@"
 }
 
-# Trains one stage: train FOLDER CONFIG DATA STEPS
+# Trains one stage: train FOLDER CONFIG DATA
 train() {
-  local steps
-  steps=$(LC_ALL=C awk -v all="$4" -v share="$share" \
-    'BEGIN { n = int(all * share); print (n > 1 ? n : 1) }')
   step "$1" "${composer_jax[@]}" train --config "configs/shipped/$2.py" \
-    --workdir "$out/model/$1" "--config.data.path=$out/$3" "--config.train.steps=$steps"
+    --workdir "$out/model/$1" "--config.data.path=$out/$3" "${more[@]}"
   [[ -e $out/model/$1/finished ]] || die "$1 was stopped; run the same command again."
 }
 
@@ -95,22 +92,22 @@ wait_for() {
 prepare data128 --size 128 --conditions none &
 larger=$!
 prepare data --size 64
-train encoder dual_encoder data 500 &
+train encoder dual_encoder data &
 encoder=$!
-train upsampler upsampler data 2000 &
+train upsampler upsampler data &
 upsampler=$!
 wait_for "$larger"
-train upsampler128 upsampler128 data128 1500 &
+train upsampler128 upsampler128 data128 &
 upsampler128=$!
 wait_for "$encoder"
 step embed "${composer_jax[@]}" prepare --onto "$out/data" \
   --conditions semantics,caption --encoder "$out/model/encoder" --overwrite
-train prior prior data 2500 &
+train prior prior data &
 prior=$!
-train base base data 8000
+train base base data
 for each in "$prior" "$upsampler" "$upsampler128"; do
   wait_for "$each"
 done
 step export "${composer_jax[@]}" export --workdir "$out/model" --out "$out/export" \
-  --dtype float16
+  --dtype float16 --compute float32
 say "the model: $out/export"

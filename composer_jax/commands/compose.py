@@ -15,6 +15,7 @@ from composer_jax.conditions import palette
 from composer_jax.images import open_image
 from composer_jax.sampling import expression as expressions
 from composer_jax.seeds import generator
+from composer_jax.shipped import model_folder
 
 EPILOG = """examples:
   the lines and the colours of one image:
@@ -142,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     epilog=EPILOG,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument('--model', type=pathlib.Path, required=True, metavar='DIR')
+  parser.add_argument('--model', type=model_folder, required=True, metavar='DIR')
   parser.add_argument('--out', type=pathlib.Path, required=True, metavar='PNG')
   parser.add_argument('--again', type=pathlib.Path, metavar='PNG')
   what = parser.add_argument_group('what it follows')

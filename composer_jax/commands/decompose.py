@@ -12,6 +12,7 @@ import numpy as np
 from composer_jax import __version__, conditions
 from composer_jax.composer import decompose, square_of
 from composer_jax.images import encode_png, open_image
+from composer_jax.shipped import model_folder
 from composer_jax.trained import load_encoder
 
 
@@ -30,15 +31,14 @@ def main(argv: list[str]) -> int:
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--caption', default='', help='what the image shows')
   parser.add_argument(
-    '--model', type=pathlib.Path, metavar='DIR', help='for semantics and caption'
+    '--model', type=model_folder, metavar='DIR', help='for semantics and caption'
   )
   flags = parser.parse_args(argv)
   if flags.size < 8:
     parser.error(f'--size is {flags.size}; expected at least 8')
   encoder = None
   if flags.model:
-    nested = flags.model / 'encoder'
-    encoder = load_encoder(nested if nested.is_dir() else flags.model)
+    encoder = load_encoder(flags.model)
   square = square_of(open_image(flags.image, name=str(flags.image)), flags.size)
   found = decompose(
     square, flags.size, seed=flags.seed, caption=flags.caption, encoder=encoder

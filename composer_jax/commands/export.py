@@ -45,6 +45,11 @@ def main(argv: list[str]) -> int:
     help='of the weights in the files',
   )
   parser.add_argument(
+    '--compute',
+    choices=('float32', 'bfloat16'),
+    help='what the opened model computes in; as in training by default',
+  )
+  parser.add_argument(
     '--sampler',
     type=int,
     metavar='BATCH',
@@ -53,6 +58,8 @@ def main(argv: list[str]) -> int:
   flags = parser.parse_args(argv)
   if flags.sampler is not None and (flags.sampler < 1 or flags.format != 'composer'):
     parser.error('--sampler takes a number above 0, and goes with --format composer')
+  if flags.compute and flags.format != 'composer':
+    parser.error('--compute goes with --format composer')
   if flags.format == 'diffusers':
     from composer_jax.weights.diffusers_export import export_diffusers
 
@@ -69,6 +76,7 @@ def main(argv: list[str]) -> int:
     flags.out,
     ema=flags.ema,
     dtype=flags.dtype,
+    compute=flags.compute,
     sampler_batch=flags.sampler,
   )
   print(f'{", ".join(about["stages"])} in {flags.out}')

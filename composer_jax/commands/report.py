@@ -11,6 +11,7 @@ from typing import Any
 
 from composer_jax.buckets import open_path
 from composer_jax.files import read_json
+from composer_jax.shipped import model_folder
 
 
 def main(argv: list[str]) -> int:
@@ -21,7 +22,7 @@ def main(argv: list[str]) -> int:
     ' and writes index.html and report.json. Run again to resume.',
   )
   parser.add_argument(
-    '--model', type=pathlib.Path, required=True, metavar='DIR', help='a trained model'
+    '--model', type=model_folder, required=True, metavar='DIR', help='a trained model'
   )
   parser.add_argument('--data', required=True, metavar='DIR', help='prepared images')
   parser.add_argument('--out', type=pathlib.Path, required=True, metavar='DIR')

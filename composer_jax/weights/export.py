@@ -54,6 +54,7 @@ def export_model(
   *,
   ema: bool = True,
   dtype: Literal['float32', 'float16', 'bfloat16'] = 'float32',
+  compute: Literal['float32', 'bfloat16'] | None = None,
   limit: int = LIMIT,
   sampler_batch: int | None = None,
 ) -> dict[str, Any]:
@@ -64,6 +65,7 @@ def export_model(
     out: the folder to make; it must not exist, or be empty.
     ema: whether to take the averaged weights, rather than the last ones.
     dtype: of the weights in the files. They are float32 again when opened.
+    compute: what the opened model computes in; as in training if None.
     limit: bytes in one file of weights, at most.
     sampler_batch: images that an exported sampler makes at a time; None for none.
 
@@ -82,7 +84,7 @@ def export_model(
       ' give a model folder as --workdir.'
     )
   with whole_folder(out) as part:
-    about = _write(part, stages, ema, DTYPES[dtype], limit)
+    about = _write(part, stages, ema, DTYPES[dtype], compute, limit)
     if sampler_batch is not None:
       _write_sampler(part, about, sampler_batch)
     about['digests'] = {
@@ -124,12 +126,14 @@ def _write(
   stages: Mapping[str, pathlib.Path],
   ema: bool,
   dtype: np.dtype,
+  compute: str | None,
   limit: int,
 ) -> dict[str, Any]:
   about = about_model(ema, dtype)
   renamed: dict[str, str] = {}
   for name, source in stages.items():
     config, weights, step = load_weights(source, ema=ema)
+    config = _portable(config, compute)
     before = digest_of_weights(weights)
     weights = jax.tree.map(lambda x: np.asarray(x).astype(dtype, copy=False), weights)
     if dtype != np.float32:
@@ -144,7 +148,7 @@ def _write(
     write_json(folder / name / INPUTS, inputs)
     if (source / 'tokenizer' / TOKENIZER).is_file():
       shutil.copytree(source / 'tokenizer', folder / name / 'tokenizer')
-    write_text(folder / name / 'config.json', _portable(config).to_json())
+    write_text(folder / name / 'config.json', config.to_json())
     about['stages'][name] = about_stage(config, inputs)
     about['conditions'] |= condition_specs(config, inputs)
   return about
@@ -198,7 +202,10 @@ def write_tensors(
 
 def _save(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
   whole = {name: np.asarray(tensor, order='C') for name, tensor in tensors.items()}
+  path.touch()
+  mode = path.stat().st_mode
   save_file(whole, path, metadata={'format': 'pt'})
+  path.chmod(mode)  # What safetensors writes, nobody else could read.
 
 
 def _shards(
@@ -215,10 +222,12 @@ def _shards(
   yield shard
 
 
-def _portable(config: Config) -> Config:
+def _portable(config: Config, compute: str | None) -> Config:
   """Without the folders of the machine that it was trained on."""
+  model: Any = config.model
   return dataclasses.replace(
     config,
+    model=dataclasses.replace(model, dtype=compute or model.dtype),
     data=dataclasses.replace(config.data, path=''),
     train=dataclasses.replace(config.train, start_from=''),
   )

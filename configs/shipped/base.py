@@ -1,4 +1,9 @@
-"""The shipped model's base: twice the demo's depth, half as wide again."""
+"""The shipped model's base: twice the demo's depth, half as wide again.
+
+On one H200 it learns from 10,000 images a second. The base that ships was trained at
+twice this rate and without an eye on spikes: 6,135 steps, of which the first 2,400, to a
+loss of 0.046, were lost to one; see docs/performance.md.
+"""
 
 from ml_collections import config_dict
 
@@ -15,8 +20,11 @@ def get_config() -> config_dict.ConfigDict:
   config.model.dtype = 'bfloat16'
   config.data.batch_size = 512
   config.data.workers = 8
+  config.optimizer.learning_rate = 1.5e-3
   config.optimizer.ema = 0.999
-  config.train.steps = 8000
-  config.train.save_every = 2000
+  config.train.steps = 6000
+  config.train.save_every = 500
+  config.train.on_spike = 'rollback'
+  config.train.spike = 4.0
   config.train.sample_every = 0
   return config

@@ -17,5 +17,5 @@ def get_config() -> config_dict.ConfigDict:
   config.model.dtype = 'bfloat16'
   config.data.batch_size = 1024
   config.data.workers = 6
-  config.train.steps = 1000
+  config.train.steps = 500
   return config

@@ -10,7 +10,7 @@ def get_config() -> config_dict.ConfigDict:
   config = prior.get_config()
   config.model.dtype = 'bfloat16'
   config.data.batch_size = 512
-  config.data.workers = 2
+  config.data.workers = 6
   config.optimizer.ema = 0.999
-  config.train.steps = 4000
+  config.train.steps = 2500
   return config

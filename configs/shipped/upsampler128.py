@@ -8,4 +8,6 @@ from configs.shipped.upsampler import widened
 
 def get_config() -> config_dict.ConfigDict:
   """The demo's second upsampler with 64 channels on every level."""
-  return widened(upsampler128.get_config(), channels=64)
+  config = widened(upsampler128.get_config(), channels=64)
+  config.train.steps = 1500
+  return config

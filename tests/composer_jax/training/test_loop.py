@@ -185,13 +185,12 @@ def test_minutes_are_kept_where_the_speed_changes(make_config, source_of, tmp_pa
 def test_a_trial_of_the_speed_does_not_change_the_training(
   make_config, source_of, unbroken, tmp_path
 ):
-  (tmp_path / 'budget.json').write_text('{"steps": 6, "minutes": 1.0, "spent": 60.0}')
-  config = make_config(train={'minutes': 1.0})
-  config = dataclasses.replace(
-    config, optimizer=dataclasses.replace(config.optimizer, cooldown=1.0)
-  )
-  loop.train(config, *source_of(config), tmp_path)
-  assert losses(tmp_path) == losses(unbroken)
+  config = make_config(train={'minutes': 0.02})
+  run = loop.train(config, *source_of(config), tmp_path)
+  mine, there = losses(tmp_path), losses(unbroken)
+  both = mine.keys() & there.keys()
+  assert len(both) == min(run.step, 6) >= 1
+  assert {step: mine[step] for step in both} == {step: there[step] for step in both}
 
 
 def test_pictures_are_drawn_at_intervals_and_at_the_end(

@@ -199,3 +199,17 @@ def test_the_exported_sampler_runs_without_this_code(model, tmp_path):
   assert made.shape == (2, 2 * SIZE, 2 * SIZE, 3)
   # Sums in another order round differently, by a gray level at most.
   assert np.abs(made.astype(int) - wanted).max() <= 1
+
+
+def test_what_it_computes_in_can_be_chosen(model, tmp_path):
+  folder, _ = model
+  export_model(folder, tmp_path / 'out', compute='bfloat16')
+  config = read_config(tmp_path / 'out' / 'base')
+  assert config.model.dtype == 'bfloat16'
+
+
+def test_weights_can_be_read_by_whom_other_files_can(model, tmp_path):
+  folder, _ = model
+  export_model(folder, tmp_path / 'out')
+  modes = {path.stat().st_mode for path in (tmp_path / 'out').rglob('*.*')}
+  assert len(modes) == 1

@@ -1,0 +1,30 @@
+"""The model that comes with the package."""
+
+from __future__ import annotations
+
+import pathlib
+
+NAME = 'demo'
+"""What stands for the shipped model wherever a model folder is asked for."""
+
+
+def model_folder(directory: str | pathlib.Path) -> pathlib.Path:
+  """The folder of a model: that of the shipped one for 'demo', else the path itself.
+
+  A folder of that name is meant by `./demo`.
+
+  Raises:
+    FileNotFoundError: the shipped model was left out of this installation.
+  """
+  if str(directory) != NAME:
+    return pathlib.Path(directory)
+  package = pathlib.Path(__file__).parent
+  # Beside the package in a checkout, inside it once installed.
+  for parent in (package.parent, package):
+    folder = parent / 'assets' / NAME
+    if (folder / 'model.json').is_file():
+      return folder
+  raise FileNotFoundError(
+    f'{NAME!r} is the model that comes with composer_jax, which is not in {package}.'
+    f' For a folder of that name, write ./{NAME}.'
+  )
