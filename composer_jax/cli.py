@@ -20,6 +20,7 @@ VERBS = {
   'sweep': 'many runs that differ in some fields, and a table that compares them',
   'export': 'a trained model as a folder to hand on, or for diffusers',
   'compose': 'make an image from conditions of other images',
+  'task': 'what a Composer is for: variation, colorization, style transfer, ...',
   'report': 'a page that shows what a model can do, and measures it',
 }
 

@@ -1,6 +1,9 @@
-"""Makes the pictures of README.md from the demo's model and data.
+"""Makes the pictures of README.md from the shipped model and the demo's data.
 
-Run:  python docs/make_pictures.py --model demo/model --data demo/data
+Run:  python docs/make_pictures.py --data demo/data
+
+The data need embeddings of the model's own encoder: `composer-jax prepare --onto
+demo/data --conditions semantics,caption --encoder demo --overwrite`.
 """
 
 from __future__ import annotations
@@ -8,17 +11,21 @@ from __future__ import annotations
 import argparse
 import pathlib
 
+import matplotlib.pyplot as plt
 import numpy as np
 import skimage.data
 from PIL import Image, ImageDraw, ImageFont
 
 from composer_jax import conditions
 from composer_jax.composer import Composer, decompose, square_of
+from composer_jax.evaluation.curves import read_curves
 from composer_jax.images import Picture
 from composer_jax.seeds import generator
+from composer_jax.shipped import model_folder
+from composer_jax.tasks.text_to_image import text_to_image
 from data_pipelines.loader import load_dataset
 
-CELL, GAP, LABEL = 96, 6, 18
+CELL, GAP, LABEL = 128, 6, 18
 TEXTS = [
   'grinning face',
   'red heart',
@@ -127,14 +134,25 @@ def mixed(composer: Composer, records: list[dict]) -> Image.Image:
 
 def from_text(composer: Composer, texts: list[str], seeds: int = 3) -> Image.Image:
   """What comes of texts alone, through the prior and all upsamplers."""
-  rows = []
-  for text in texts:
-    caption = composer.embed_caption(text)
-    wishes = [composer.imagine(caption, seed) for seed in range(seeds)]
-    stored = {name: np.stack([wish[name] for wish in wishes]) for name in wishes[0]}
-    rows.append(composer.compose(stored, seeds=np.arange(seeds)))
-  columns = [list(column) for column in zip(*rows, strict=True)]
-  return grid(columns, texts)
+  images = text_to_image(
+    composer, texts * seeds, seeds=np.repeat(np.arange(seeds), len(texts))
+  )
+  rows = [list(row) for row in images.reshape(seeds, len(texts), *images.shape[1:])]
+  return grid(rows, texts)
+
+
+def curves(folder: pathlib.Path, path: pathlib.Path) -> None:
+  """The losses of all stages, side by side."""
+  losses = [curve for curve in read_curves(folder) if curve.name == 'loss']
+  figure, axes = plt.subplots(1, len(losses), figsize=(12, 2.4), layout='constrained')
+  for axis, curve in zip(axes, losses, strict=True):
+    axis.semilogy(curve.steps, curve.values, linewidth=1)
+    axis.set_title(curve.stage, fontsize=10)
+    axis.set_xlabel('step', fontsize=8)
+    axis.tick_params(labelsize=7, which='both')
+  axes[0].set_ylabel('loss', fontsize=8)
+  figure.savefig(path, dpi=100)
+  plt.close(figure)
 
 
 def stacked(composer: Composer, records: list[dict]) -> dict[str, np.ndarray]:
@@ -155,7 +173,7 @@ def stacked(composer: Composer, records: list[dict]) -> dict[str, np.ndarray]:
 def main() -> None:
   """Writes docs/images/."""
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-  parser.add_argument('--model', required=True, metavar='DIR')
+  parser.add_argument('--model', default='demo', metavar='DIR')
   parser.add_argument('--data', required=True, metavar='DIR')
   parser.add_argument('--seed', type=int, default=0)
   flags = parser.parse_args()
@@ -168,6 +186,7 @@ def main() -> None:
   recomposed(composer, records[:6]).save(FOLDER / 'recomposed.png')
   mixed(composer, records).save(FOLDER / 'mixed.png')
   from_text(composer, TEXTS).save(FOLDER / 'from_text.png')
+  curves(model_folder(flags.model), FOLDER / 'curves.png')
 
 
 if __name__ == '__main__':

@@ -95,7 +95,7 @@ def _named(flag: str, texts: list[str] | None, parse: Callable[[str], Any]) -> d
   return found
 
 
-class _Values:
+class Values:
   """Stored values of conditions, from images, captions and colours."""
 
   def __init__(self, composer: Any, seed: int):
@@ -221,7 +221,7 @@ def main(argv: list[str]) -> int:
   if flags.again:
     recipe = recipes.from_png(flags.again)
   else:
-    values = _Values(composer, seed)
+    values = Values(composer, seed)
     stored = {
       condition.name: values.of_image(condition, source)
       for source, chosen in zip(sources, wanted, strict=True)

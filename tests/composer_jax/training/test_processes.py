@@ -16,7 +16,7 @@ import pytest
 from composer_jax.training import processes as processes_lib
 from tests.composer_jax.training.job import PREEMPTED
 
-STEPS = 32
+STEPS = 40
 
 
 def command(workdir, *more):
@@ -87,37 +87,67 @@ def wait_for_step(processes, workdir, step):
     time.sleep(0.02)
 
 
-def test_four_processes_have_the_losses_of_one_with_four_devices(tmp_path):
-  one, four = tmp_path / 'one', tmp_path / 'four'
+def saving(workdir):
+  """Whether a checkpoint is being written."""
+  folder = workdir / 'checkpoints'
+  return folder.exists() and any('tmp' in entry.name for entry in os.scandir(folder))
+
+
+def test_four_processes_then_two_have_the_losses_of_one_with_four_devices(tmp_path):
+  one, many = tmp_path / 'one', tmp_path / 'many'
   alone = subprocess.run(
-    command(one, '6'), env=environment(4), capture_output=True, text=True
+    command(one, '8'), env=environment(4), capture_output=True, text=True
   )
   assert alone.returncode == 0, alone.stderr[-3000:]
-  train(4, four, '6')
-  wanted, found = losses(one), losses(four)
-  assert sorted(found) == sorted(wanted) == [1, 2, 3, 4, 5, 6]
+  train(4, many, '6')
+  train(2, many, '8')  # Resumed on another mesh, by fewer processes.
+  wanted, found = losses(one), losses(many)
+  assert sorted(found) == sorted(wanted) == [1, 2, 3, 4, 5, 6, 7, 8]
   for step, loss in found.items():
     assert loss == pytest.approx(wanted[step], rel=1e-5), step
 
 
-def test_a_job_that_is_killed_then_preempted_ends_with_the_bits_of_an_unbroken_one(
+def kill_one(processes):
+  """Kills one of two processes without warning; the other cannot go on alone."""
+  victim, other = random.sample(processes, 2)
+  victim.kill()
+  codes, outputs = finish([other, victim])
+  assert codes[0] not in (0, PREEMPTED), outputs
+
+
+def test_a_job_that_is_killed_and_preempted_ends_with_the_bits_of_an_unbroken_one(
   tmp_path,
 ):
   unbroken, broken = tmp_path / 'unbroken', tmp_path / 'broken'
   steps = str(STEPS)
   train(2, unbroken, steps)
 
+  first, second = start(2, broken, steps)
+  time.sleep(random.uniform(0, 3))
+  first.kill()  # While it starts; the other waits for it, and a launcher ends that.
+  second.terminate()
+  codes, _ = finish([first, second])
+  assert 0 not in codes
+  assert not losses(broken)
+
   processes = start(2, broken, steps)
-  wait_for_step(processes, broken, random.randint(2, STEPS // 2))
-  victim, other = random.sample(processes, 2)
-  victim.kill()
-  codes, _ = finish([other, victim])  # The other one cannot go on alone.
-  assert codes[0] not in (0, PREEMPTED)
+  wait_for_step(processes, broken, random.randint(2, STEPS // 4))
+  kill_one(processes)  # At a random step.
+
+  for _ in range(5):
+    processes = start(2, broken, steps)
+    deadline = time.monotonic() + 60
+    while not saving(broken) and time.monotonic() < deadline:
+      time.sleep(0.001)
+    kill_one(processes)
+    if saving(broken):  # It died of it: what it was writing is still there.
+      break
+  assert saving(broken)
   killed_at = max(losses(broken))
   assert killed_at < STEPS
 
   processes = start(2, broken, steps)
-  wait_for_step(processes, broken, min(killed_at + 2, STEPS - 8))
+  wait_for_step(processes, broken, min(killed_at + 2, STEPS - 4))
   random.choice(processes).send_signal(signal.SIGTERM)  # Both stop where one is told.
   codes, outputs = finish(processes)
   assert codes == [PREEMPTED, PREEMPTED], outputs

@@ -18,10 +18,12 @@ from composer_jax.composer import Composer
 from composer_jax.config import OptimizerConfig
 from composer_jax.files import write_json
 from composer_jax.safetensors_files import open_weights
+from composer_jax.trained import read_config
 from composer_jax.training.stages import Diffusion
 from composer_jax.training.step import initial_state
 from composer_jax.weights.export import export_model, write_tensors
 from tests.composer_jax.tiny import SIZE, denoising
+from tests.virtual_devices import run_on_devices
 
 NAMES = ('palette', 'sketch')
 LICENCE = 'https://creativecommons.org/licenses/by/4.0/'
@@ -213,3 +215,21 @@ def test_weights_can_be_read_by_whom_other_files_can(model, tmp_path):
   export_model(folder, tmp_path / 'out')
   modes = {path.stat().st_mode for path in (tmp_path / 'out').rglob('*.*')}
   assert len(modes) == 1
+
+
+def test_an_exported_model_opens_on_several_devices(model, tmp_path):
+  folder, _ = model
+  export_model(folder, tmp_path / 'out')
+  code = """
+  import json, sys
+  import jax
+  import numpy as np
+  import composer_jax
+  from tests.composer_jax.weights.test_export import wish
+  images = composer_jax.load(sys.argv[1]).compose(wish(), seeds=np.array([1, 2]))
+  print(json.dumps([jax.device_count(), images.tolist()]))
+  """
+  devices, images = run_on_devices(4, code, tmp_path / 'out')
+  assert devices == 4
+  here = composer_jax.load(tmp_path / 'out').compose(wish(), seeds=np.array([1, 2]))
+  assert np.abs(np.asarray(images) - here).max() <= 1

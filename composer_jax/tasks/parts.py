@@ -1,0 +1,111 @@
+"""What tasks share: taking images apart, and going between two of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from composer_jax.composer import Composer
+from composer_jax.images import Picture, resize_square
+
+
+def take_apart(
+  composer: Composer,
+  images: np.ndarray,
+  names: Iterable[str] | None = None,
+  captions: Sequence[str] | None = None,
+) -> dict[str, np.ndarray]:
+  """Conditions of images, as batches.
+
+  Args:
+    composer: what it knows is extracted; what needs an encoder that it lacks is not.
+    images: uint8 (B, S, S, 3).
+    names: of the conditions wanted; all that can be had if None.
+    captions: B texts; none if None.
+
+  Returns:
+    Stored conditions (B, *shape) by name.
+
+  Raises:
+    ValueError: the model does not know one of `names`, or cannot extract it.
+  """
+  texts = [''] * len(images) if captions is None else list(captions)
+  found = [
+    composer.decompose(Picture(image), caption=text)
+    for image, text in zip(images, texts, strict=True)
+  ]
+  there = [name for name in composer.names if name in found[0]]
+  names = there if names is None else list(names)
+  if missing := [name for name in names if name not in there]:
+    raise ValueError(
+      f'This model cannot take {missing[0]} from an image; it can take'
+      f' {", ".join(there)}.'
+    )
+  return {name: np.stack([each[name] for each in found]) for name in names}
+
+
+def known(composer: Composer, names: Iterable[str]) -> list[str]:
+  """Those of some conditions that a model knows."""
+  return [name for name in names if name in composer.names]
+
+
+def resized(images: np.ndarray, side: int) -> np.ndarray:
+  """Square images at another side: uint8 (B, side, side, 3)."""
+  if images.shape[1] == side:
+    return images
+  return np.stack([resize_square(Picture(image), side).pixels for image in images])
+
+
+def slerp(a: np.ndarray, b: np.ndarray, share: np.ndarray) -> np.ndarray:
+  """Between vectors along the arc, lengths linearly (Shoemake 1985).
+
+  Args:
+    a: float (B, ...), where `share` is 0; axes after the first are one vector.
+    b: float (B, ...), where it is 1.
+    share: float (B,).
+
+  Returns:
+    float32 (B, ...).
+  """
+  count = len(a)
+  u, v = (np.asarray(x, np.float64).reshape(count, -1) for x in (a, b))
+  share = np.asarray(share, np.float64)[:, None]
+  lengths = [
+    np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (u, v)
+  ]
+  u, v = u / lengths[0], v / lengths[1]
+  angle = np.arccos(np.clip((u * v).sum(1, keepdims=True), -1, 1))
+  sine = np.sin(angle)
+  near = sine < 1e-6
+  safe = np.where(near, 1.0, sine)
+  first = np.where(near, 1 - share, np.sin((1 - share) * angle) / safe)
+  second = np.where(near, share, np.sin(share * angle) / safe)
+  length = (1 - share) * lengths[0] + share * lengths[1]
+  return (length * (first * u + second * v)).reshape(a.shape).astype(np.float32)
+
+
+def between(name: str, a: np.ndarray, b: np.ndarray, share: np.ndarray) -> np.ndarray:
+  """Between two values of a global condition.
+
+  Embeddings go along the arc. A palette is a share of pixels, so it goes along the
+  line, and what lies between is the palette of an image that has parts of both.
+
+  Args:
+    name: `semantics`, `palette` or `caption`.
+    a: (B, *shape), where `share` is 0.
+    b: (B, *shape), where it is 1.
+    share: float (B,), from 0 to 1.
+
+  Raises:
+    ValueError: the condition is a map, between two of which nothing lies.
+  """
+  if name == 'semantics':
+    return slerp(a, b, share).astype(a.dtype)
+  if name in ('palette', 'caption'):
+    weight = np.asarray(share, np.float32).reshape(-1, *[1] * (a.ndim - 1))
+    return ((1 - weight) * a + weight * b).astype(a.dtype)
+  raise ValueError(
+    f'Nothing lies between two values of {name}; expected semantics, palette or'
+    ' caption.'
+  )
