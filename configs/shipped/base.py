@@ -1,8 +1,8 @@
 """The shipped model's base: twice the demo's depth, half as wide again.
 
 On one H200 it learns from 10,000 images a second. The base that ships was trained at
-twice this rate and without an eye on spikes: 6,135 steps, of which the first 2,400, to a
-loss of 0.046, were lost to one; see docs/performance.md.
+twice this rate and without an eye on spikes: 6,135 steps, of which the first 2,400, to
+a loss of 0.046, were lost to one; see docs/performance.md.
 """
 
 from ml_collections import config_dict
