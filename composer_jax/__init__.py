@@ -24,4 +24,4 @@ def load(directory: str | os.PathLike[str]) -> Composer:
   """
   from composer_jax.composer import Composer
 
-  return Composer.load(os.fspath(directory))
+  return Composer.load(directory)

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import itertools
 import json
-import pathlib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -42,6 +42,10 @@ are padded to it."""
 
 TILING = ('tile', 'overlap')
 """Settings of the sampling that are for the upsamplers, all others for the base."""
+
+
+REVERSIBLE = {'sampler': 'ddim', 'eta': 0.0, 'guidance': 1.0, 'percentile': 0.0}
+"""Settings of the sampling under which `compose` goes back the way of `invert`."""
 
 
 def _check_fit(base: Denoising, previous: Denoising, stage: Denoising) -> None:
@@ -109,7 +113,7 @@ class Composer:
 
   @classmethod
   def load(
-    cls, directory: str | pathlib.Path, *, spatial: int | None = None
+    cls, directory: str | os.PathLike[str], *, spatial: int | None = None
   ) -> Composer:
     """Opens a model folder: `base/`, and what else there is of it.
 

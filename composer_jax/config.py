@@ -160,8 +160,8 @@ class TrainConfig:
     start_from: folder of a trained or imported model whose weights a new run takes;
       '' draws them at random. It may know fewer conditions.
     steps: steps in all, unless `minutes` is given.
-    minutes: minutes of training; the speed is measured at the start, and the number
-      of steps that follows from it is kept for every restart.
+    minutes: minutes of training, which are made into a number of steps by what steps
+      take, until the learning rate begins to fall.
     log_every: steps after which their metrics are written, one line a step.
     save_every: steps between checkpoints.
     keep: checkpoints that are kept.

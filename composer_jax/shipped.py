@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 
 NAME = 'demo'
-"""What stands for the shipped model wherever a model folder is asked for."""
+"""The shipped model, to `composer_jax.load`, `--model` and `--encoder`."""
 
 
-def model_folder(directory: str | pathlib.Path) -> pathlib.Path:
+def model_folder(directory: str | os.PathLike[str]) -> pathlib.Path:
   """The folder of a model: that of the shipped one for 'demo', else the path itself.
 
-  A folder of that name is meant by `./demo`.
+  A folder of that name is meant by `./demo`, or by a `pathlib.Path`.
 
   Raises:
     FileNotFoundError: the shipped model was left out of this installation.
   """
-  if str(directory) != NAME:
+  if directory != NAME:
     return pathlib.Path(directory)
   package = pathlib.Path(__file__).parent
   # Beside the package in a checkout, inside it once installed.

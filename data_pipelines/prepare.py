@@ -295,7 +295,8 @@ def _agree_on_plan(out: pathlib.Path, plan: dict[str, Any]) -> None:
     make_folder(path.parent)
     write_json(path, plan)
     return
-  there = read_json(path, (), f'Remove {out} and prepare it again.')
+  # Plans of before there were copies say nothing of them.
+  there = {'copies': 1} | read_json(path, (), f'Remove {out} and prepare it again.')
   if (out / INFO).exists():  # Finished, so newer packages no longer matter.
     there = there | {'versions': plan['versions']}
   if lines := differences(there, plan):

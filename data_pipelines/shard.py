@@ -13,6 +13,7 @@ import hashlib
 import json
 import pathlib
 import platform
+import re
 import secrets
 import shutil
 import tempfile
@@ -33,6 +34,9 @@ from data_pipelines.records import WRITER_OPTIONS, RecordType, shard_name
 
 RECEIPTS = '.shards'
 """Folder, beside the shards, of what is known about each and of unfinished files."""
+
+COPY = ' (copy {})'
+"""What is added to the key of an image for its second and further records."""
 
 BATCH = 8
 """Pictures that a learned extractor gets at a time. What it finds may depend on this in
@@ -104,6 +108,11 @@ class Shard:
   @property
   def name(self) -> str:
     return shard_name(self.split, self.index, self.count)
+
+
+def source_key(key: str) -> str:
+  """The key that the source knows the image of a record by."""
+  return re.sub(r' \(copy \d+\)$', '', key)
 
 
 def number_for(seed: int, *words: str) -> int:
@@ -277,7 +286,7 @@ def _records(
   sides = {extractor.side for extractor in extractors.values()}
   drafts: list[_Draft] = []
   for index, copy in shard.images:
-    key = keys[index] if not copy else f'{keys[index]} ({copy + 1})'
+    key = keys[index] + (COPY.format(copy + 1) if copy else '')
     try:
       example = source.load(index, max({settings.size, *sides}))
       picture = example.picture

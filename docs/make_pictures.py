@@ -1,4 +1,4 @@
-"""Makes the pictures of README.md from the shipped model and the demo's data.
+"""Makes the pictures of README.md and docs/tasks.md from the shipped model.
 
 Run:  python docs/make_pictures.py --data demo/data
 
@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -22,7 +24,17 @@ from composer_jax.evaluation.curves import read_curves
 from composer_jax.images import Picture
 from composer_jax.seeds import generator
 from composer_jax.shipped import model_folder
+from composer_jax.tasks.colorization import colorization
+from composer_jax.tasks.composition import composition
+from composer_jax.tasks.interpolation import interpolation
+from composer_jax.tasks.pose_transfer import pose_transfer
+from composer_jax.tasks.reconfiguration import reconfiguration
+from composer_jax.tasks.region_editing import region_editing
+from composer_jax.tasks.style_transfer import style_transfer
 from composer_jax.tasks.text_to_image import text_to_image
+from composer_jax.tasks.translation import translation
+from composer_jax.tasks.try_on import try_on
+from composer_jax.tasks.variation import variation
 from data_pipelines.loader import load_dataset
 
 CELL, GAP, LABEL = 128, 6, 18
@@ -141,6 +153,109 @@ def from_text(composer: Composer, texts: list[str], seeds: int = 3) -> Image.Ima
   return grid(rows, texts)
 
 
+def of_tasks(composer: Composer, records: list[dict]) -> dict[str, Image.Image]:
+  """A picture of each task of docs/tasks.md, by name."""
+  images = np.stack([record['image'] for record in records])
+  own = stacked(composer, records)
+  other = np.roll(np.arange(len(images)), 1)
+  seeds = np.arange(len(images))
+  side = composer.condition_size
+  region = np.zeros((len(images), side, side), bool)
+  region[:, side // 4 : 3 * side // 4, side // 4 : 3 * side // 4] = True
+  hidden = np.where(region[..., None], 255, images).astype(np.uint8)
+  palettes = conditions.by_name(['palette'])[0]
+  swatches = [palettes.draw(value) for value in own['palette'][other]]
+
+  def beside(**columns: Any) -> Image.Image:
+    rows = [list(row) for row in zip(*columns.values(), strict=True)]
+    return grid(rows, [name.replace('_', ' ') for name in columns])
+
+  def path(draw: Callable[[float], np.ndarray]) -> Image.Image:
+    shares = np.linspace(0, 1, 5)
+    made = {f'{share:.2f}': draw(share) for share in shares}
+    return beside(image=images, **made, other=images[other])
+
+  count = len(images)
+  return {
+    'variation': beside(
+      image=images,
+      **{
+        f'seed_{shift // count}': variation(
+          composer, images, seeds=seeds + shift, keep=('semantics', 'palette', 'depth')
+        )
+        for shift in (0, count, 2 * count, 3 * count)
+      },
+    ),
+    'interpolation': path(
+      lambda share: interpolation(
+        composer, images, images[other], np.full(count, share), held=['sketch']
+      )
+    ),
+    'style_transfer': path(
+      lambda share: style_transfer(
+        composer, images, images[other], np.full(count, share), seeds=seeds
+      )
+    ),
+    'reconfiguration': beside(
+      image=images,
+      unedited=reconfiguration(composer, images, {}, sampling={'steps': 50}),
+      colours=swatches,
+      with_them=reconfiguration(
+        composer,
+        images,
+        {'palette': own['palette'][other]},
+      ),
+    ),
+    'region_editing': beside(
+      image=images,
+      region=hidden,
+      colours=swatches,
+      with_them=region_editing(
+        composer, images, region, {'palette': own['palette'][other]}, seeds=seeds
+      ),
+    ),
+    'colorization': beside(
+      image=images,
+      colours=swatches,
+      in_them=colorization(composer, images, own['palette'][other], seeds=seeds),
+    ),
+    'translation': beside(
+      image=images,
+      **{
+        text.replace(' ', '_'): translation(
+          composer, images, [text] * count, seeds=seeds
+        )
+        for text in ('green frog', 'red heart', 'smiling face', 'blue car')
+      },
+    ),
+    'pose_transfer': beside(
+      subject=images,
+      pose=images[other],
+      together=pose_transfer(composer, images, images[other], seeds=seeds),
+    ),
+    'try_on': beside(
+      image=images,
+      region=hidden,
+      garment=images[other],
+      worn=try_on(composer, images, images[other], region, seeds=seeds),
+    ),
+    'composition': beside(
+      sketch_of=images,
+      depth_of=images[other],
+      colours_of=images[np.roll(other, 1)],
+      together=composition(
+        composer,
+        {
+          'sketch': images,
+          'depth': images[other],
+          'palette': images[np.roll(other, 1)],
+        },
+        seeds=seeds,
+      ),
+    ),
+  }
+
+
 def curves(folder: pathlib.Path, path: pathlib.Path) -> None:
   """The losses of all stages, side by side."""
   losses = [curve for curve in read_curves(folder) if curve.name == 'loss']
@@ -186,6 +301,9 @@ def main() -> None:
   recomposed(composer, records[:6]).save(FOLDER / 'recomposed.png')
   mixed(composer, records).save(FOLDER / 'mixed.png')
   from_text(composer, TEXTS).save(FOLDER / 'from_text.png')
+  (FOLDER / 'tasks').mkdir(exist_ok=True)
+  for name, picture in of_tasks(composer, records[1:6]).items():
+    picture.save(FOLDER / 'tasks' / f'{name}.png')
   curves(model_folder(flags.model), FOLDER / 'curves.png')
 
 

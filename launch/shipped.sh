@@ -6,7 +6,7 @@ usage() {
 usage: launch/shipped.sh [--out DIR] [--copies N] [--config.FIELD=VALUE ...]
 
 Trains the model that comes with the package, `composer_jax.load('demo')`, and exports it
-to DIR/export. On one recent GPU this takes ten minutes. Trainings that do not wait for one
+to DIR/export, in about ten minutes on one recent GPU. Trainings that do not wait for one
 another run at the same time. Interrupted, it goes on where it was when run again.
 
   --out DIR     where data and models go (default: shipped/ in the repository)
@@ -52,7 +52,16 @@ cd -- "$root"
 read -ra composer_jax <<<"${COMPOSER_JAX:-$root/.venv/bin/composer-jax}"
 # Four trainings share the device.
 export XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.22}
-trap 'trap - TERM; kill -- $(jobs -p) 2>/dev/null; exit 143' INT TERM
+# Ends what this shell has started, which saves first.
+stop() {
+  local jobs
+  mapfile -t jobs < <(jobs -p)
+  ((${#jobs[@]} == 0)) || kill "${jobs[@]}" 2>/dev/null || true
+  wait
+}
+trap stop EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
 
 say() {
   printf '%4d s  %s\n' "$SECONDS" "$*"
@@ -62,8 +71,11 @@ say() {
 step() {
   local name=$1 status=0
   shift
+  trap stop EXIT  # Not inherited by what runs in the background.
+  trap 'exit 143' TERM
   say "$name ..."
-  "$@" &>"$out/logs/$name.log" || status=$?
+  "$@" &>"$out/logs/$name.log" &
+  wait $! || status=$?
   if ((status)); then
     tail -n 20 -- "$out/logs/$name.log" >&2
     die "$name ended with status $status; see $out/logs/$name.log."
@@ -108,6 +120,6 @@ train base base data
 for each in "$prior" "$upsampler" "$upsampler128"; do
   wait_for "$each"
 done
-step export "${composer_jax[@]}" export --workdir "$out/model" --out "$out/export" \
+[[ -e $out/export/model.json ]] || step export "${composer_jax[@]}" export --workdir "$out/model" --out "$out/export" \
   --dtype float16 --compute float32
 say "the model: $out/export"

@@ -48,7 +48,7 @@ def parse_palette(text: str) -> np.ndarray:
     )
     if not match or (match[2] and float(match[2]) <= 0):
       raise ValueError(
-        f'--palette has {part!r}; expected colours like #aa3322, or #aa3322:2 with'
+        f'{part!r} is no colour; expected colours like #aa3322, or #aa3322:2 with'
         ' a weight above 0, separated by commas.'
       )
     digits = match[1] if len(match[1]) == 6 else ''.join(c * 2 for c in match[1])

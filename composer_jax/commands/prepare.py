@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
 import pathlib
 from typing import TYPE_CHECKING, Any
 
 from composer_jax import conditions
 from composer_jax.buckets import open_path
+from composer_jax.shipped import model_folder
 
 if TYPE_CHECKING:
   from composer_jax.trained import TrainedEncoder
@@ -69,7 +71,7 @@ def _encoder(text: str) -> pathlib.Path:
   kind, _, path = text.partition(':')
   if kind != 'clip' or not path:
     raise argparse.ArgumentTypeError(f'{text!r}, expected clip:DIR.')
-  return pathlib.Path(path).expanduser()
+  return model_folder(os.path.expanduser(path))
 
 
 def main(argv: list[str]) -> int:
@@ -99,7 +101,7 @@ def main(argv: list[str]) -> int:
     help='of each training image, over other backgrounds and in other crops',
   )
   parser.add_argument(
-    '--encoder', type=pathlib.Path, metavar='DIR', help='with --onto: a trained one'
+    '--encoder', type=model_folder, metavar='DIR', help='with --onto: a trained one'
   )
   parser.add_argument(
     '--overwrite',

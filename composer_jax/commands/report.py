@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int:
     ' and writes index.html and report.json. Run again to resume.',
   )
   parser.add_argument(
-    '--model', type=model_folder, required=True, metavar='DIR', help='a trained model'
+    '--model', required=True, metavar='DIR', help='a trained model, or demo'
   )
   parser.add_argument('--data', required=True, metavar='DIR', help='prepared images')
   parser.add_argument('--out', type=pathlib.Path, required=True, metavar='DIR')
@@ -35,15 +35,16 @@ def main(argv: list[str]) -> int:
   from composer_jax.evaluation.report import summary, write_report
   from data_pipelines.loader import load_dataset
 
+  model = model_folder(flags.model)
   dataset = load_dataset(flags.data, 'test')
   report = write_report(
-    Composer.load(flags.model),
+    Composer.load(model),
     dataset,
     flags.out,
     num_shown=flags.show,
     num_measured=flags.n,
     seed=flags.seed,
-    model_dir=flags.model,
+    model_dir=model,
     rejected=_rejected(flags.data),
     commands=_commands(dataset.info, flags),
   )
@@ -64,9 +65,10 @@ def _commands(info: Mapping[str, Any], flags: argparse.Namespace) -> list[str]:
   from composer_jax.trained import INPUTS, upsampler_folders
 
   commands = [_prepare(info, flags.data)]
-  upsamplers = [path.name for path in upsampler_folders(flags.model)]
+  model = model_folder(flags.model)
+  upsamplers = [path.name for path in upsampler_folders(model)]
   for stage in ('encoder', 'prior', 'base', *upsamplers):
-    folder = flags.model / stage
+    folder = model / stage
     if not (folder / INPUTS).is_file():
       continue
     told = read_json(folder / INPUTS, ('command',), 'Train that stage again.')
@@ -85,6 +87,8 @@ def _prepare(info: Mapping[str, Any], out: str) -> str:
     'conditions': ','.join(info['conditions']) or 'none',
     'out': out,
   }
+  if info.get('copies', 1) > 1:
+    words['copies'] = info['copies']
   return _command('prepare', words)
 
 

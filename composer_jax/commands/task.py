@@ -17,6 +17,8 @@ from composer_jax.shipped import model_folder
 
 MOST = 64
 """Images that one call makes, at most."""
+MOVING = ('.gif', '.webp')
+"""Endings of names of files in which images come one after another."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +31,8 @@ class _Task:
     flags: that it needs, of `_FLAGS`.
     options: that it may be given, of `_FLAGS`.
     run: from the model, the arguments and what the sampling takes to images.
+    draws: whether there is something to draw from a seed, and guidance. What goes back
+      from an image to its noise has neither.
   """
 
   what: str
@@ -36,6 +40,7 @@ class _Task:
   flags: tuple[str, ...]
   options: tuple[str, ...]
   run: Callable[[Any, argparse.Namespace, dict[str, Any]], np.ndarray]
+  draws: bool = True
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -52,6 +57,21 @@ def _checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
       raise argparse.ArgumentTypeError(str(error)) from error
 
   return read
+
+
+def _share(text: str) -> float:
+  share = float(text)
+  if not 0 <= share <= 1:
+    raise ValueError(f'{text}, expected 0 to 1')
+  return share
+
+
+def _source(text: str) -> tuple[str, str]:
+  """`sketch=a.png` to its two parts."""
+  name, equals, path = text.partition('=')
+  if not equals:
+    raise ValueError(f'{text!r}, expected NAME=IMAGE')
+  return _names(name)[0], path
 
 
 def _box(text: str) -> tuple[float, ...]:
@@ -72,15 +92,15 @@ _FLAGS: dict[str, dict[str, Any]] = {
   'style': _IMAGE | {'help': 'whose manner is taken'},
   'pose': _IMAGE | {'help': 'whose outlines are taken'},
   'garment': _IMAGE | {'help': 'what comes into the region'},
-  'region': _IMAGE | {'help': 'white where the image may change; or --box'},
+  'region': _IMAGE | {'help': 'white, or opaque, where the image may change; or --box'},
   'box': {
     'type': _checked(_box),
     'metavar': 'L,T,R,B',
-    'help': 'the region as a rectangle, in shares of the sides',
+    'help': 'the region as a rectangle, in shares of the middle square',
   },
   'caption': {'metavar': 'TEXT'},
   'palette': {'type': _checked(parse_palette), 'metavar': '#RRGGBB[:WEIGHT],...'},
-  'sketch': _IMAGE | {'help': 'lines, white on black, instead of its own'},
+  'sketch': _IMAGE | {'help': 'lines on a plain ground, instead of its own'},
   'keep': {
     'type': _checked(_names),
     'metavar': 'NAME,...',
@@ -96,9 +116,19 @@ _FLAGS: dict[str, dict[str, Any]] = {
     'metavar': 'NAME,...',
     'help': 'conditions that change',
   },
-  'strength': {'type': float, 'default': 1.0, 'help': '0 to 1; 1 by default'},
+  'strength': {
+    'type': _checked(_share),
+    'default': 1.0,
+    'help': '0 to 1; 1 by default',
+  },
+  'frames': {
+    'type': int,
+    'default': 8,
+    'help': 'images on the way, both ends included; 8 by default',
+  },
   'use': {
     'action': 'append',
+    'type': _checked(_source),
     'metavar': 'NAME=IMAGE',
     'help': 'a condition and the image to take it from; once for each',
   },
@@ -107,33 +137,72 @@ _FLAGS: dict[str, dict[str, Any]] = {
 }
 
 
-def _pixels(path: str, side: int = 256) -> np.ndarray:
-  """The middle of an image as a square, transparent parts over white."""
+def _pixels(composer: Any, path: str) -> np.ndarray:
+  """The middle of an image, transparent parts over white, at the model's side."""
   from composer_jax.composer import square_of
 
-  return square_of(open_image(path, name=path), side).pixels
+  return square_of(open_image(path, name=path), composer.image_size).pixels
 
 
-def _batch(path: str, count: int) -> np.ndarray:
-  return np.stack([_pixels(path)] * count)
+def _batch(composer: Any, path: str, count: int) -> np.ndarray:
+  return np.stack([_pixels(composer, path)] * count)
 
 
 def _seeds(flags: argparse.Namespace) -> np.ndarray:
   return flags.seed + np.arange(flags.n)
 
 
-def _regions(flags: argparse.Namespace) -> np.ndarray:
+def _drawn(path: str) -> np.ndarray:
+  """What is drawn in the middle square of an image: bool (S, S).
+
+  That is what is opaque, if anything is transparent; else, what is light.
+  """
+  picture = open_image(path, name=path)
+  shown = picture.pixels.mean(-1) if picture.alpha is None else picture.alpha
+  height, width = shown.shape
+  side = min(height, width)
+  top, left = (height - side) // 2, (width - side) // 2
+  return shown[top : top + side, left : left + side] > 127
+
+
+def _regions(composer: Any, flags: argparse.Namespace) -> np.ndarray:
+  from composer_jax.tasks.region_editing import cover
+
+  side = composer.image_size
   if flags.region:
-    region = _pixels(flags.region).mean(-1) > 127
-  elif flags.box:
-    region = np.zeros((256, 256), bool)
-    left, top, right, bottom = (round(256 * share) for share in flags.box)
-    region[top:bottom, left:right] = True
+    whole, marked = (open_image(p, name=p).pixels for p in (flags.image, flags.region))
+    ratios = [pixels.shape[1] / pixels.shape[0] for pixels in (whole, marked)]
+    if abs(ratios[0] / ratios[1] - 1) > 0.02:
+      raise ValueError(
+        f'{flags.region} is {ratios[1]:.2f} times as wide as high, {flags.image}'
+        f' {ratios[0]:.2f} times; expected the same.'
+      )
+    region = cover(_drawn(flags.region)[None], side)[0]
+    if not region.any():
+      raise ValueError(f'{flags.region} has no white part, so nothing may change.')
   else:
-    raise ValueError('No region is given; expected --region IMAGE or --box L,T,R,B.')
-  if not region.any():
-    raise ValueError(f'{flags.region} has no white part, so nothing may change.')
+    region = np.zeros((side, side), bool)
+    left, top = (int(side * share) for share in flags.box[:2])
+    right, bottom = (-int(-side * share // 1) for share in flags.box[2:])
+    region[top:bottom, left:right] = True
   return np.stack([region] * flags.n)
+
+
+def _sketch(path: str, side: int) -> np.ndarray:
+  """Lines that someone has drawn, as the sketch condition: uint8 (side, side, 1)."""
+  from skimage.morphology import skeletonize
+
+  from composer_jax.tasks.region_editing import cover
+
+  lines = _drawn(path)
+  if lines.mean() > 0.5:  # Dark on light.
+    lines = ~lines
+  edges = skeletonize(cover(lines[None], side)[0])
+  if not edges.any() or lines.mean() > 0.4:
+    raise ValueError(
+      f'{path}: {lines.mean():.0%} of it is drawn on; expected lines on a plain ground.'
+    )
+  return np.where(edges, 255, 0).astype(np.uint8)[..., None]
 
 
 def _wishes(composer: Any, flags: argparse.Namespace) -> dict[str, np.ndarray]:
@@ -166,7 +235,7 @@ def _variation(composer: Any, flags: Any, sampling: dict[str, Any]) -> np.ndarra
   from composer_jax.tasks.variation import variation
 
   more = {'keep': flags.keep} if flags.keep else {}
-  images = _batch(flags.image, flags.n)
+  images = _batch(composer, flags.image, flags.n)
   return variation(composer, images, seeds=_seeds(flags), sampling=sampling, **more)
 
 
@@ -176,9 +245,9 @@ def _interpolation(composer: Any, flags: Any, sampling: dict[str, Any]) -> np.nd
   more = {'names': flags.move} if flags.move else {}
   return interpolation(
     composer,
-    _pixels(flags.image),
-    _pixels(flags.to),
-    np.linspace(0, 1, flags.n),
+    _batch(composer, flags.image, flags.frames),
+    _batch(composer, flags.to, flags.frames),
+    np.linspace(0, 1, flags.frames),
     held=flags.keep or (),
     sampling=sampling,
     **more,
@@ -188,12 +257,11 @@ def _interpolation(composer: Any, flags: Any, sampling: dict[str, Any]) -> np.nd
 def _reconfiguration(composer: Any, flags: Any, sampling: dict[str, Any]) -> np.ndarray:
   from composer_jax.tasks.reconfiguration import reconfiguration
 
-  edits: dict[str, Any] = dict.fromkeys(flags.drop or ())
-  edits |= _wishes(composer, flags)
+  edits: dict[str, Any] = _wishes(composer, flags)
   if flags.sketch:
-    lines = _pixels(flags.sketch, composer.condition_size).mean(-1) > 127
-    edits['sketch'] = np.stack([255 * lines[..., None].astype(np.uint8)] * flags.n)
-  images = _batch(flags.image, flags.n)
+    edits['sketch'] = _sketch(flags.sketch, composer.condition_size)[None]
+  edits |= dict.fromkeys(flags.drop or ())
+  images = _batch(composer, flags.image, flags.n)
   return reconfiguration(composer, images, edits, sampling=sampling)
 
 
@@ -202,8 +270,8 @@ def _region_editing(composer: Any, flags: Any, sampling: dict[str, Any]) -> np.n
 
   return region_editing(
     composer,
-    _batch(flags.image, flags.n),
-    _regions(flags),
+    _batch(composer, flags.image, flags.n),
+    _regions(composer, flags),
     _wishes(composer, flags),
     seeds=_seeds(flags),
     sampling=sampling,
@@ -214,7 +282,7 @@ def _colorization(composer: Any, flags: Any, sampling: dict[str, Any]) -> np.nda
   from composer_jax.tasks.colorization import colorization
 
   palettes = np.stack([flags.palette] * flags.n)
-  images = _batch(flags.image, flags.n)
+  images = _batch(composer, flags.image, flags.n)
   return colorization(
     composer, images, palettes, seeds=_seeds(flags), sampling=sampling
   )
@@ -223,13 +291,11 @@ def _colorization(composer: Any, flags: Any, sampling: dict[str, Any]) -> np.nda
 def _style_transfer(composer: Any, flags: Any, sampling: dict[str, Any]) -> np.ndarray:
   from composer_jax.tasks.style_transfer import style_transfer
 
-  if not 0 <= flags.strength <= 1:
-    raise ValueError(f'--strength is {flags.strength}; expected 0 to 1.')
   more = {'keep': flags.keep} if flags.keep else {}
   return style_transfer(
     composer,
-    _batch(flags.image, flags.n),
-    _batch(flags.style, flags.n),
+    _batch(composer, flags.image, flags.n),
+    _batch(composer, flags.style, flags.n),
     np.full(flags.n, flags.strength),
     seeds=_seeds(flags),
     sampling=sampling,
@@ -245,7 +311,7 @@ def _translation(composer: Any, flags: Any, sampling: dict[str, Any]) -> np.ndar
     more['palettes'] = np.stack([flags.palette] * flags.n)
   return translation(
     composer,
-    _batch(flags.image, flags.n),
+    _batch(composer, flags.image, flags.n),
     [flags.caption] * flags.n,
     seeds=_seeds(flags),
     sampling=sampling,
@@ -256,7 +322,10 @@ def _translation(composer: Any, flags: Any, sampling: dict[str, Any]) -> np.ndar
 def _pose_transfer(composer: Any, flags: Any, sampling: dict[str, Any]) -> np.ndarray:
   from composer_jax.tasks.pose_transfer import pose_transfer
 
-  subjects, poses = _batch(flags.image, flags.n), _batch(flags.pose, flags.n)
+  subjects, poses = (
+    _batch(composer, flags.image, flags.n),
+    _batch(composer, flags.pose, flags.n),
+  )
   return pose_transfer(
     composer, subjects, poses, seeds=_seeds(flags), sampling=sampling
   )
@@ -267,9 +336,9 @@ def _try_on(composer: Any, flags: Any, sampling: dict[str, Any]) -> np.ndarray:
 
   return try_on(
     composer,
-    _batch(flags.image, flags.n),
-    _batch(flags.garment, flags.n),
-    _regions(flags),
+    _batch(composer, flags.image, flags.n),
+    _batch(composer, flags.garment, flags.n),
+    _regions(composer, flags),
     seeds=_seeds(flags),
     sampling=sampling,
   )
@@ -278,12 +347,7 @@ def _try_on(composer: Any, flags: Any, sampling: dict[str, Any]) -> np.ndarray:
 def _composition(composer: Any, flags: Any, sampling: dict[str, Any]) -> np.ndarray:
   from composer_jax.tasks.composition import composition
 
-  sources = {}
-  for text in flags.use:
-    name, equals, path = text.partition('=')
-    if not equals:
-      raise ValueError(f'--use is {text!r}; expected NAME=IMAGE.')
-    sources[name] = _batch(path, flags.n)
+  sources = {name: _batch(composer, path, flags.n) for name, path in flags.use}
   return composition(composer, sources, seeds=_seeds(flags), sampling=sampling)
 
 
@@ -314,17 +378,19 @@ TASKS = {
   ),
   'interpolation': _Task(
     'the way from one image to another; .gif or .webp moves',
-    '--image a.png --to b.png --n 8',
+    '--image a.png --to b.png --frames 8',
     ('image', 'to'),
-    ('move', 'keep'),
+    ('frames', 'move', 'keep'),
     _interpolation,
+    draws=False,
   ),
   'reconfiguration': _Task(
     'an image with some conditions exchanged, all else kept',
-    "--image a.png --palette '#203050,#e0c080' --drop intensity",
+    "--image a.png --palette '#203050,#e0c080'",
     ('image',),
     ('palette', 'sketch', 'caption', 'drop'),
     _reconfiguration,
+    draws=False,
   ),
   'region-editing': _Task(
     'new content in a part of an image',
@@ -422,17 +488,14 @@ def main(argv: list[str]) -> int:
     help='by default the one that comes with the package',
   )
   parser.add_argument('--out', type=pathlib.Path, required=True, metavar='FILE')
-  parser.add_argument('--n', type=int, default=1, help='images, side by side')
-  parser.add_argument('--seed', type=int, default=0, help='of the first image')
   parser.add_argument('--steps', type=int, help='of the base model')
-  parser.add_argument('--guidance', type=float, help='1 is none')
+  if task.draws:
+    parser.add_argument('--n', type=int, default=1, help='images, side by side')
+    parser.add_argument('--seed', type=int, default=0, help='of the first image')
+    parser.add_argument('--guidance', type=float, help='1 is none')
+  parser.set_defaults(n=1, seed=0, guidance=None)
   flags = parser.parse_args(rest)
-  if not 1 <= flags.n <= MOST:
-    parser.error(f'--n is {flags.n}; expected 1 to {MOST}')
-  if not 0 <= flags.seed < 2**32 - MOST:
-    parser.error(f'--seed is {flags.seed}; expected 0 to {2**32 - MOST - 1}')
-  if not flags.out.absolute().parent.is_dir():
-    parser.error(f'--out is {flags.out}; its folder does not exist')
+  _check(parser, flags)
   names = ('steps', 'guidance')
   sampling = {n: getattr(flags, n) for n in names if getattr(flags, n) is not None}
 
@@ -445,9 +508,30 @@ def main(argv: list[str]) -> int:
   return 0
 
 
+def _check(parser: argparse.ArgumentParser, flags: argparse.Namespace) -> None:
+  """Ends with a message where arguments make no sense, before anything is loaded."""
+  given = vars(flags)
+  if not 1 <= flags.n <= MOST:
+    parser.error(f'--n is {flags.n}; expected 1 to {MOST}')
+  if 'frames' in given and not 2 <= flags.frames <= MOST:
+    parser.error(f'--frames is {flags.frames}; expected 2 to {MOST}')
+  if not 0 <= flags.seed < 2**32 - MOST:
+    parser.error(f'--seed is {flags.seed}; expected 0 to {2**32 - MOST - 1}')
+  if given.get('caption') == '':
+    parser.error('--caption is empty')
+  if 'box' in given and (flags.box is None) == (flags.region is None):
+    parser.error('expected either --region IMAGE or --box L,T,R,B')
+  if 'use' in given and len(dict(flags.use)) < len(flags.use):
+    parser.error('--use names a condition twice')
+  if flags.out.suffix.lower() not in ('.png', *MOVING):
+    parser.error(f'--out is {flags.out}; expected a name in .png, .gif or .webp')
+  if not flags.out.absolute().parent.is_dir():
+    parser.error(f'--out is {flags.out}; its folder does not exist')
+
+
 def _write(path: pathlib.Path, images: np.ndarray) -> None:
   """Images side by side; or one after another, there and back, in an animated file."""
-  if path.suffix.lower() not in ('.gif', '.webp'):
+  if path.suffix.lower() not in MOVING:
     path.write_bytes(encode_png(np.concatenate(list(images), axis=1)))
     return
   from PIL import Image

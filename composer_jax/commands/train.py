@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -44,6 +45,7 @@ class Encoded:
   def __init__(self, source: Batches, encode: Encode):
     self._source, self._encode = source, encode
     self.get_state, self.set_state = source.get_state, source.set_state
+    self.close = source.close
 
   def __next__(self) -> dict[str, np.ndarray]:
     return self._encode(next(self._source))
@@ -112,7 +114,7 @@ class Setup(NamedTuple):
 
   config: Config
   stage: Stage
-  source: loop.Input
+  source: Batches | Encoded
   shapes: dict[str, tuple[int, ...]]
   sampler: loop.Sampler | None
 
@@ -273,7 +275,7 @@ def main(argv: list[str]) -> int:
     old, weights, _ = load_weights(origin)
     return start_from(old, weights, setup.config)
 
-  with ending_at_once():
+  with ending_at_once(), contextlib.closing(setup.source):
     run = loop.train(
       setup.config,
       setup.stage,

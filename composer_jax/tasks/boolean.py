@@ -25,11 +25,16 @@ def boolean(
     composer: the model.
     expression: as `sampling.expression.resolve` gives it, with stored values without a
       batch axis.
-    seeds: integers (B,), also of the alternatives that an Or leaves open.
+    seeds: integers (B,), also of the alternatives that an Or leaves open, and of the
+      prior, which completes a caption.
     sampling: as `Composer.compose` takes it.
 
   Returns:
     uint8 (B, S, S, 3).
   """
-  wishes = [terms(expression, generator(int(seed), 'expression')) for seed in seeds]
+  wishes = []
+  for seed in seeds:
+    first, *rest = terms(expression, generator(int(seed), 'expression'))
+    whole = first._replace(values=composer.imagine(first.values, int(seed)))
+    wishes.append([whole, *rest])
   return composer.compose_terms(wishes, seeds=seeds, sampling=sampling)

@@ -8,10 +8,7 @@ from typing import Any
 import numpy as np
 
 from composer_jax.composer import Composer
-from composer_jax.tasks.parts import between, slerp, take_apart
-
-INVERSION = {'sampler': 'ddim', 'eta': 0.0, 'guidance': 1.0}
-"""Settings of the sampling under which the way from noise to image can be gone back."""
+from composer_jax.tasks.parts import LOOKS, between, reversible, slerp, take_apart
 
 
 def interpolation(
@@ -20,46 +17,55 @@ def interpolation(
   second: np.ndarray,
   shares: np.ndarray,
   *,
-  names: Iterable[str] = ('semantics', 'palette'),
+  names: Iterable[str] = LOOKS,
   held: Iterable[str] = (),
   sampling: Mapping[str, Any] | None = None,
 ) -> np.ndarray:
-  """Draws images on the way from one to another.
+  """Draws images on the way from some to others.
 
-  Both are inverted to noise under their own conditions. What is drawn comes from the
-  noise between, under the conditions between (Composer, section 3.2).
+  Both ends are inverted to noise under their own conditions. What is drawn comes from
+  the noise between, under the conditions between (Composer, section 3.2).
 
   Args:
     composer: the model.
-    first: uint8 (S, S, 3), where a share is 0.
-    second: uint8 (S, S, 3), where it is 1.
-    shares: float (N,), from 0 to 1.
+    first: uint8 (B, S, S, 3), where a share is 0; S a multiple of the base's side.
+    second: uint8 (B, S, S, 3), where it is 1.
+    shares: float (B,), from 0 to 1.
     names: of the global conditions that go from those of the first to those of the
       second.
-    held: of conditions of any kind that stay those of the first image.
+    held: of conditions of any kind that stay those of the first.
     sampling: as `Composer.compose` takes it; of it, `steps` and `spacing` count.
 
   Returns:
-    uint8 (N, S, S, 3).
+    uint8 (B, S', S', 3), S' the side that the cascade gives.
 
   Raises:
-    ValueError: a condition is unknown to the model; or is to go, and is a map.
+    ValueError: the numbers of images and shares differ, a condition is unknown to the
+      model, or one is to go between whose values nothing lies.
   """
   names, held = list(names), list(held)
-  pair = np.stack([first, second])
-  ends = take_apart(composer, pair, dict.fromkeys([*names, *held]))
-  settings = {**(sampling or {}), **INVERSION}
-  count = len(shares)
-
-  def repeated(values: np.ndarray, row: int) -> np.ndarray:
-    return np.stack([values[row]] * count)
-
-  stored = {
-    name: between(name, repeated(ends[name], 0), repeated(ends[name], 1), shares)
-    for name in names
-  }
-  stored |= {name: repeated(ends[name], 0) for name in held}
-  noise = composer.invert(pair, ends, sampling=settings)
-  start = slerp(repeated(noise, 0), repeated(noise, 1), shares)
-  seeds = np.zeros(count, np.int64)
-  return composer.compose(stored, seeds=seeds, sampling=settings, start=start)
+  if not len(first) == len(second) == len(shares):
+    raise ValueError(
+      f'{len(first)} and {len(second)} images and {len(shares)} shares; expected as'
+      ' many of each.'
+    )
+  if wrong := [name for name in names if name not in LOOKS]:
+    raise ValueError(
+      f'Nothing lies between two values of {wrong[0]}; expected {" or ".join(LOOKS)}.'
+    )
+  settings = reversible(sampling)
+  ends = []
+  for images in (first, second):
+    own = take_apart(composer, images, dict.fromkeys([*names, *held]))
+    _, places, rows = np.unique(images, axis=0, return_index=True, return_inverse=True)
+    once = {name: value[places] for name, value in own.items()}
+    noise = composer.invert(images[places], once, sampling=settings)
+    ends.append((own, noise[rows.ravel()]))
+  (a, noise_a), (b, noise_b) = ends
+  stored = a | {name: between(name, a[name], b[name], shares) for name in names}
+  return composer.compose(
+    stored,
+    seeds=np.zeros(len(shares), np.int64),  # At eta 0, of the upsamplers alone.
+    sampling=settings,
+    start=slerp(noise_a, noise_b, shares),
+  )

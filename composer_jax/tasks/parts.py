@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from composer_jax.composer import Composer
+from composer_jax.composer import REVERSIBLE, Composer
+from composer_jax.conditions import by_name
 from composer_jax.images import Picture, resize_square
+
+LOOKS = ('semantics', 'palette')
+"""Conditions that say how an image looks, and not where anything is."""
+SHAPES = ('sketch', 'instances', 'depth')
+"""Conditions that say where things are, and not how they look."""
 
 
 def take_apart(
@@ -20,7 +27,7 @@ def take_apart(
 
   Args:
     composer: what it knows is extracted; what needs an encoder that it lacks is not.
-    images: uint8 (B, S, S, 3).
+    images: uint8 (B, S, S, 3). Equal ones are taken apart once.
     names: of the conditions wanted; all that can be had if None.
     captions: B texts; none if None.
 
@@ -28,15 +35,24 @@ def take_apart(
     Stored conditions (B, *shape) by name.
 
   Raises:
-    ValueError: the model does not know one of `names`, or cannot extract it.
+    ValueError: the model does not know one of `names`, or it cannot be taken from an
+      image: a caption, or the mask, which says what part of an image is given.
   """
   texts = [''] * len(images) if captions is None else list(captions)
-  found = [
-    composer.decompose(Picture(image), caption=text)
-    for image, text in zip(images, texts, strict=True)
-  ]
+  names = None if names is None else list(names)
+  for condition in by_name(names or ()):
+    needs_text = condition.from_text and captions is None
+    if needs_text or condition.name == 'mask':
+      raise ValueError(f'{condition.name} cannot be taken from an image.')
+  taken: dict[tuple[bytes, str], dict[str, np.ndarray]] = {}
+  found = []
+  for image, text in zip(images, texts, strict=True):
+    key = (image.tobytes(), text)
+    if key not in taken:
+      taken[key] = composer.decompose(Picture(image), caption=text)
+    found.append(taken[key])
   there = [name for name in composer.names if name in found[0]]
-  names = there if names is None else list(names)
+  names = there if names is None else names
   if missing := [name for name in names if name not in there]:
     raise ValueError(
       f'This model cannot take {missing[0]} from an image; it can take'
@@ -48,6 +64,12 @@ def take_apart(
 def known(composer: Composer, names: Iterable[str]) -> list[str]:
   """Those of some conditions that a model knows."""
   return [name for name in names if name in composer.names]
+
+
+def reversible(sampling: Mapping[str, Any] | None) -> dict[str, Any]:
+  """Settings under which the way back is the way there; steps and spacing stay."""
+  asked = sampling or {}
+  return {n: asked[n] for n in ('steps', 'spacing') if n in asked} | REVERSIBLE
 
 
 def resized(images: np.ndarray, side: int) -> np.ndarray:
@@ -88,24 +110,24 @@ def slerp(a: np.ndarray, b: np.ndarray, share: np.ndarray) -> np.ndarray:
 def between(name: str, a: np.ndarray, b: np.ndarray, share: np.ndarray) -> np.ndarray:
   """Between two values of a global condition.
 
-  Embeddings go along the arc. A palette is a share of pixels, so it goes along the
-  line, and what lies between is the palette of an image that has parts of both.
+  The image embedding goes along the arc. A palette is a share of pixels, so it goes
+  along the line, and what lies between is the palette of an image that has parts of
+  both.
 
   Args:
-    name: `semantics`, `palette` or `caption`.
+    name: `semantics` or `palette`.
     a: (B, *shape), where `share` is 0.
     b: (B, *shape), where it is 1.
     share: float (B,), from 0 to 1.
 
   Raises:
-    ValueError: the condition is a map, between two of which nothing lies.
+    ValueError: nothing lies between two values of it.
   """
   if name == 'semantics':
     return slerp(a, b, share).astype(a.dtype)
-  if name in ('palette', 'caption'):
-    weight = np.asarray(share, np.float32).reshape(-1, *[1] * (a.ndim - 1))
+  if name == 'palette':
+    weight = np.asarray(share, np.float32)[:, None]
     return ((1 - weight) * a + weight * b).astype(a.dtype)
   raise ValueError(
-    f'Nothing lies between two values of {name}; expected semantics, palette or'
-    ' caption.'
+    f'Nothing lies between two values of {name}; expected semantics or palette.'
   )

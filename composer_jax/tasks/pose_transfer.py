@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from composer_jax.composer import Composer
-from composer_jax.tasks.parts import known, take_apart
+from composer_jax.tasks.parts import LOOKS, known, take_apart
 
-LOOKS = ('semantics', 'palette')
 POSE = ('instances', 'depth')
 
 

@@ -23,7 +23,8 @@ def region_editing(
   """Draws a region of images anew.
 
   The mask condition gives the model the pixels outside the region; afterwards they are
-  laid over what it has drawn, so that they are the original's.
+  laid over what it has drawn. Images of the side that the cascade gives so keep them as
+  they are; others, as resizing makes them.
 
   Args:
     composer: the model.
@@ -39,7 +40,7 @@ def region_editing(
   stored = {**wishes, 'mask': given_outside(composer, images, regions)}
   made = composer.compose(stored, seeds=seeds, sampling=sampling)
   side = made.shape[1]
-  kept = ~enlarged(regions, side)[..., None]
+  kept = ~cover(regions, side)[..., None]
   return np.where(kept, resized(images, side), made)
 
 
@@ -52,12 +53,12 @@ def given_outside(
   """
   side = composer.condition_size
   pixels = resized(images, side)
-  shown = np.where(enlarged(regions, side), 0, 255).astype(np.uint8)[..., None]
+  shown = np.where(cover(regions, side), 0, 255).astype(np.uint8)[..., None]
   return np.concatenate([np.where(shown > 0, pixels, 0).astype(np.uint8), shown], -1)
 
 
-def enlarged(regions: np.ndarray, side: int) -> np.ndarray:
-  """Regions at another side, True where any pixel was: bool (B, side, side)."""
+def cover(regions: np.ndarray, side: int) -> np.ndarray:
+  """Regions at another side, True where any part was: bool (B, side, side)."""
   size = regions.shape[1]
   begin = np.arange(side) * size // side
   end = np.maximum(-(-(np.arange(side) + 1) * size // side), begin + 1)

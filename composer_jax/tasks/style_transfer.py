@@ -8,10 +8,7 @@ from typing import Any
 import numpy as np
 
 from composer_jax.composer import Composer
-from composer_jax.tasks.parts import between, known, take_apart
-
-STYLE = ('semantics', 'palette')
-CONTENT = ('sketch', 'instances', 'depth')
+from composer_jax.tasks.parts import LOOKS, SHAPES, between, known, take_apart
 
 
 def style_transfer(
@@ -21,7 +18,7 @@ def style_transfer(
   strengths: np.ndarray,
   *,
   seeds: np.ndarray,
-  keep: Iterable[str] = CONTENT,
+  keep: Iterable[str] = SHAPES,
   sampling: Mapping[str, Any] | None = None,
 ) -> np.ndarray:
   """Draws images in the style of others.
@@ -41,7 +38,7 @@ def style_transfer(
   Returns:
     uint8 (B, S, S, 3).
   """
-  style, keep = known(composer, STYLE), known(composer, keep)
+  style, keep = known(composer, LOOKS), known(composer, keep)
   own = take_apart(composer, contents, [*style, *keep])
   other = take_apart(composer, styles, style)
   moved = {name: between(name, own[name], other[name], strengths) for name in style}

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from composer_jax.composer import Composer
-from composer_jax.tasks.parts import known, take_apart
-from composer_jax.tasks.style_transfer import CONTENT
+from composer_jax.tasks.parts import SHAPES, known, take_apart
 
 
 def translation(
@@ -18,7 +17,7 @@ def translation(
   captions: Sequence[str],
   *,
   seeds: np.ndarray,
-  keep: Iterable[str] = CONTENT,
+  keep: Iterable[str] = SHAPES,
   palettes: np.ndarray | None = None,
   sampling: Mapping[str, Any] | None = None,
 ) -> np.ndarray:

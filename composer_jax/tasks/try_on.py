@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from composer_jax.composer import Composer
-from composer_jax.tasks.parts import known, take_apart
-from composer_jax.tasks.pose_transfer import LOOKS
+from composer_jax.tasks.parts import LOOKS, known, take_apart
 from composer_jax.tasks.region_editing import region_editing
 
 

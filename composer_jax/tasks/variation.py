@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from composer_jax.composer import Composer
-from composer_jax.tasks.parts import take_apart
+from composer_jax.tasks.parts import LOOKS, take_apart
 
 
 def variation(
@@ -16,7 +16,7 @@ def variation(
   images: np.ndarray,
   *,
   seeds: np.ndarray,
-  keep: Iterable[str] = ('semantics', 'palette'),
+  keep: Iterable[str] = LOOKS,
   sampling: Mapping[str, Any] | None = None,
 ) -> np.ndarray:
   """Draws other images that share some conditions with given ones.

@@ -112,7 +112,7 @@ def train(
     length = _Length(config, workdir, mesh)
     steps = length.on_device()
     advance = make_step(stage, config, mesh).lower(state, batch, steps).compile()
-    length.begin(step, advance, state, batch)
+    length.plan(step, advance, state, batch)
     steps = length.on_device()
     agree, trace = Agreement(mesh), _Trace(workdir, step, profile)
     flops = _model_flops(stage, batch)
@@ -120,6 +120,7 @@ def train(
       _Journal(config, workdir, step, length.steps, flops, begun)
     ) as journal:
       stopping = False
+      length.start(step)
       while step < length.steps and not stopping:
         watch.at(step, Phase.COMPUTING)
         state, metrics = advance(state, batch, steps)
@@ -132,9 +133,9 @@ def train(
           batch = put(next(batches))
         watch.at(step, Phase.COMPUTING)
         stopping = agree(bool(stop))
-        save = step == length.steps or stopping or step % config.train.save_every == 0
+        saving = stopping or step % config.train.save_every == 0
         # Metrics first: what is not to be trusted must not become a checkpoint.
-        if save or step % config.train.log_every == 0:
+        if saving or step == length.steps or step % config.train.log_every == 0:
           try:
             journal.write(step)
           except Diverged:
@@ -143,11 +144,12 @@ def train(
             # The data go on: other ones come after the same weights.
             state, step, _ = _restore(stage, config, mesh, checkpoints)
             journal.roll_back(step)
+            length.correct(step)
             continue
-          if not save and length.correct(step):
+          if length.correct(step):
             steps = length.on_device()
             journal.reach_for(length.steps)
-        if save:
+        if saving or step == length.steps:
           watch.at(step, Phase.SAVING)
           with journal.waiting_for('checkpoints'):
             rest, ema = state.split()
@@ -385,7 +387,7 @@ class _Length:
     """The number, as a step takes it."""
     return _scalar(self._mesh, self._steps)
 
-  def begin(
+  def plan(
     self,
     step: int,
     advance: jax.stages.Compiled,
@@ -393,51 +395,62 @@ class _Length:
     batch: dict[str, jax.Array],
   ) -> None:
     """Finds a first number, or the one that an earlier run has kept."""
-    if self._minutes > 0:
-      if self._path.exists():
-        self._resume()
-      else:
-        # The trial steps take a copy of the state, since a step consumes its input.
-        trial = jax.tree.map(jnp.copy, state)
-        seconds = []
-        for _ in range(TRIAL_STEPS):
-          begin = time.perf_counter()
-          trial, metrics = advance(trial, batch, self.on_device())
-          jax.block_until_ready(metrics)
-          seconds.append(time.perf_counter() - begin)
-        self._pace = float(np.median(seconds[2:]))
-        self._keep(60 * self._minutes / self._pace)
+    if self._minutes <= 0:
+      return
+    if _of_first(self._path.exists()):
+      budget = read_json(
+        self._path, ('steps', 'minutes', 'spent'), 'Remove it to measure anew.'
+      )
+      self._spent = budget['spent']
+      self._agree_on(budget['steps'] * self._minutes / budget['minutes'])
+      return
+    # The trial steps take a copy of the state, since a step consumes its input.
+    trial = jax.tree.map(jnp.copy, state)
+    seconds = []
+    for _ in range(TRIAL_STEPS):
+      begin = time.perf_counter()
+      trial, metrics = advance(trial, batch, self.on_device())
+      jax.block_until_ready(metrics)
+      seconds.append(time.perf_counter() - begin)
+    self._pace = float(np.median(seconds[2:]))
+    self._agree_on(step + 60 * self._minutes / self._pace)
+    self._write()
+
+  def start(self, step: int) -> None:
+    """Starts the clock."""
     self._clock, self._step = time.perf_counter(), step
 
-  def _resume(self) -> None:
-    hint = 'Remove it to measure anew.'
-    budget = read_json(self._path, ('steps', 'minutes', 'spent'), hint)
-    self._steps = max(1, round(budget['steps'] * self._minutes / budget['minutes']))
-    self._spent = budget['spent']
-
   def correct(self, step: int) -> bool:
-    """Corrects the number after a step; says whether that changed it."""
-    now = time.perf_counter()
-    seconds, steps = now - self._clock, step - self._step
-    self._clock, self._step = now, step
-    self._spent += seconds
-    if self._minutes <= 0 or steps < 1 or step >= self._steady * self._steps:
+    """Takes note of the time, at a step; says whether that changes the number."""
+    if self._minutes <= 0:
       return False
-    pace = seconds / steps
-    self._pace = (self._pace + pace) / 2 if self._pace else pace
-    before = self._steps
-    self._keep(step + max(60 * self._minutes - self._spent, 0) / self._pace)
+    before, (clock, since) = self._steps, (self._clock, self._step)
+    self.start(step)
+    self._spent += self._clock - clock
+    # A run that was rolled back is at an earlier step.
+    if step > since and step < self._steady * self._steps:
+      pace = (self._clock - clock) / (step - since)
+      self._pace = (self._pace + pace) / 2 if self._pace else pace
+      left = (60 * self._minutes - self._spent) / self._pace
+      self._agree_on(step + max(left, 1))  # The last step is saved: one is to come.
+    self._write()
     return self._steps != before
 
-  def _keep(self, steps: float) -> None:
+  def _agree_on(self, steps: float) -> None:
     # All processes take as many as the first one thinks.
-    steps = multihost_utils.broadcast_one_to_all(np.int32(max(1, int(steps))))
-    self._steps = int(steps)
+    self._steps = _of_first(int(min(max(steps, 1), np.iinfo(np.int32).max)))
+
+  def _write(self) -> None:
     if jax.process_index() == 0:
       write_json(
         self._path,
         {'steps': self._steps, 'minutes': self._minutes, 'spent': self._spent},
       )
+
+
+def _of_first(value: int) -> int:
+  """What the first process has."""
+  return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 def _fetch(

@@ -1,4 +1,4 @@
-"""The shipped model's base: twice the demo's depth, half as wide again.
+"""The shipped model's base: twice the demo's blocks, 96 channels on every level.
 
 On one H200 it learns from 10,000 images a second. The base that ships was trained at
 twice this rate and without an eye on spikes: 6,135 steps, of which the first 2,400, to
@@ -23,7 +23,7 @@ def get_config() -> config_dict.ConfigDict:
   config.optimizer.learning_rate = 1.5e-3
   config.optimizer.ema = 0.999
   config.train.steps = 6000
-  config.train.save_every = 500
+  config.train.save_every = 100  # From the first step at which spikes count.
   config.train.on_spike = 'rollback'
   config.train.spike = 4.0
   config.train.sample_every = 0

@@ -13,7 +13,7 @@ import numpy as np
 
 from composer_jax.models.clip_images import clip_square
 from data_pipelines import sources
-from data_pipelines.shard import digest_of
+from data_pipelines.shard import digest_of, source_key
 
 
 class Originals:
@@ -40,5 +40,6 @@ class Originals:
 
   def __call__(self, keys: Sequence[str]) -> np.ndarray:
     """uint8 sRGB (B, size, size, 3)."""
-    loaded = [self._source.load(self._places[key], self._size) for key in keys]
+    places = [self._places[source_key(key)] for key in keys]
+    loaded = [self._source.load(place, self._size) for place in places]
     return np.stack([clip_square(each.picture, self._size) for each in loaded])

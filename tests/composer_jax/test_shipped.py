@@ -13,7 +13,9 @@ PATH = pathlib.Path(__file__).parents[2] / 'assets' / 'demo'
 
 def test_a_path_stays_as_it_is():
   assert model_folder('models/mine') == pathlib.Path('models/mine')
-  assert model_folder('./demo') == pathlib.Path('demo')
+  # Also where it has been through this before.
+  assert model_folder(model_folder('./demo')) == pathlib.Path('demo')
+  assert model_folder('demo/') == model_folder(pathlib.Path('demo')) != PATH
 
 
 def test_demo_is_the_shipped_model_wherever_one_is(tmp_path, monkeypatch):

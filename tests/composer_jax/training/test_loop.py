@@ -177,9 +177,20 @@ def test_minutes_are_kept_where_the_speed_changes(make_config, source_of, tmp_pa
 
   run = loop.train(config, stage, Slow(), tmp_path)
   assert run.finished
+  assert newest(tmp_path) == run.step
   # Three seconds hold 30 steps of a tenth; the trial knows nothing of the delay.
   assert 15 < run.step <= 33
   assert seen[-1] - begin < 60
+
+
+def test_a_run_whose_minutes_are_over_still_saves_its_last_step(
+  make_config, source_of, tmp_path
+):
+  config = make_config(train={'minutes': 0.1, 'log_every': 2, 'save_every': 1000})
+  (tmp_path / 'budget.json').write_text('{"steps": 50, "minutes": 0.1, "spent": 6.0}')
+  run = loop.train(config, *source_of(config), tmp_path)
+  assert run == loop.Run(3, finished=True)  # One more than where this was noticed.
+  assert newest(tmp_path) == 3
 
 
 def test_a_trial_of_the_speed_does_not_change_the_training(
