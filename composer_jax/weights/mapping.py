@@ -140,6 +140,8 @@ def take(
   shapes: nnx.State,
   *,
   buffers: Collection[str] = (),
+  expected: str = 'the model that its config describes',
+  advice: str = 'Take weights and config of one model.',
 ) -> nnx.State:
   """The parameters of a model, out of files.
 
@@ -151,6 +153,8 @@ def take(
     sources: of each of our parameters.
     shapes: of the parameters, abstract: `nnx.state(nnx.eval_shape(make_model))`.
     buffers: names of tensors that are no weights and may be in the files or not.
+    expected: what the files should hold, to name in a message.
+    advice: what to do if they do not.
 
   Returns:
     NumPy arrays of the dtypes in `shapes`.
@@ -161,19 +165,21 @@ def take(
   """
   # Of variables that hold shapes, by path; then of the same that hold arrays.
   flat: Any = dict(nnx.to_flat_state(shapes))
-  _compare(files, sources, flat, buffers)
+  if found := _differences(files, sources, flat, buffers):
+    raise ValueError(f'{files.origin} does not hold {expected}; {found}. {advice}')
   for path, leaf in flat.items():
     made = sources[path].make(files.read)
     flat[path] = leaf.replace(np.asarray(made, leaf.dtype, order='C'))
   return nnx.from_flat_state(flat)
 
 
-def _compare(
+def _differences(
   files: SafetensorsFiles,
   sources: Mapping[Path, Source],
   wanted: Mapping[Path, nnx.Variable],
   buffers: Collection[str],
-) -> None:
+) -> str:
+  """Names and shapes of tensors that are not as wanted; '' where all are."""
   missing, wrong, known = [], [], set(buffers)
   for path, leaf in wanted.items():
     names = sources[path].parts
@@ -200,16 +206,11 @@ def _compare(
     for name, entry in files.entries.items()
     if name not in known
   ]
-  found = [
+  return '; '.join(
     f'{what}: {", ".join(items)}'
     for what, items in (('missing', missing), ('unknown', extra), ('wrong', wrong))
     if items
-  ]
-  if found:
-    raise ValueError(
-      f'{files.origin} does not hold the model that its config describes;'
-      f' {"; ".join(found)}. Take weights and config of one model.'
-    )
+  )
 
 
 def _shape_made(source: Source, files: SafetensorsFiles) -> tuple[int, ...] | None:
