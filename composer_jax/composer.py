@@ -36,9 +36,8 @@ from composer_jax.trained import (
   upsampler_folders,
 )
 
-BATCH = 32
-"""Images that one compiled program samples, unless it is a single one; other numbers
-are padded to it."""
+BATCHES = (1, 8, 32)
+"""Images that one compiled program samples; other numbers are padded to these."""
 
 TILING = ('tile', 'overlap')
 """Settings of the sampling that are for the upsamplers, all others for the base."""
@@ -411,7 +410,7 @@ class Composer:
     settings = [config_lib.settings_from(base, asked)]
     settings += [config_lib.settings_from(one, tiles) for one in others]
     count, images = len(seeds), []
-    batch = 1 if count == 1 else BATCH
+    batch = next((size for size in BATCHES if size >= count), BATCHES[-1])
     for begin in range(0, count, batch):
       rows = np.minimum(np.arange(begin, begin + batch), count - 1)
       part = Wish(

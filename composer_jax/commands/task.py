@@ -451,51 +451,43 @@ TASKS = {
 }
 
 
-def usage() -> str:
-  """What `composer-jax task --help` prints."""
-  lines = [f'  {name:16} {task.what}' for name, task in TASKS.items()]
-  return '\n'.join(
-    [
-      'usage: composer-jax task NAME [--help] ...',
-      '',
-      *lines,
-    ]
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+    prog='composer-jax task',
+    description='One of the things that a Composer is for.',
   )
+  names = parser.add_subparsers(dest='name', metavar='NAME', required=True)
+  for name, task in TASKS.items():
+    own = names.add_parser(
+      name,
+      help=task.what,
+      description=f'{task.what[0].upper()}{task.what[1:]}.',
+      epilog=f'example:\n  composer-jax task {name} {task.example} --out out.png',
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for flag in (*task.flags, *task.options):
+      own.add_argument(f'--{flag}', required=flag in task.flags, **_FLAGS[flag])
+    own.add_argument(
+      '--model',
+      type=model_folder,
+      default='demo',
+      metavar='DIR',
+      help='by default the one that comes with the package',
+    )
+    own.add_argument('--out', type=pathlib.Path, required=True, metavar='FILE')
+    own.add_argument('--steps', type=int, help='of the base model')
+    if task.draws:
+      own.add_argument('--n', type=int, default=1, help='images, side by side')
+      own.add_argument('--seed', type=int, default=0, help='of the first image')
+      own.add_argument('--guidance', type=float, help='1 is none')
+    own.set_defaults(n=1, seed=0, guidance=None, parser=own)
+  return parser
 
 
 def main(argv: list[str]) -> int:
   """Runs the verb; returns its exit status."""
-  if not argv or argv[0] in ('-h', '--help'):
-    print(usage())
-    return 0 if argv else 2
-  name, *rest = argv
-  if name not in TASKS:
-    raise ValueError(f'There is no task {name!r}; expected one of {", ".join(TASKS)}.')
-  task = TASKS[name]
-  parser = argparse.ArgumentParser(
-    prog=f'composer-jax task {name}',
-    description=f'{task.what[0].upper()}{task.what[1:]}.',
-    epilog=f'example:\n  composer-jax task {name} {task.example} --out out.png',
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-  for flag in (*task.flags, *task.options):
-    parser.add_argument(f'--{flag}', required=flag in task.flags, **_FLAGS[flag])
-  parser.add_argument(
-    '--model',
-    type=model_folder,
-    default='demo',
-    metavar='DIR',
-    help='by default the one that comes with the package',
-  )
-  parser.add_argument('--out', type=pathlib.Path, required=True, metavar='FILE')
-  parser.add_argument('--steps', type=int, help='of the base model')
-  if task.draws:
-    parser.add_argument('--n', type=int, default=1, help='images, side by side')
-    parser.add_argument('--seed', type=int, default=0, help='of the first image')
-    parser.add_argument('--guidance', type=float, help='1 is none')
-  parser.set_defaults(n=1, seed=0, guidance=None)
-  flags = parser.parse_args(rest)
-  _check(parser, flags)
+  flags = _parser().parse_args(argv)
+  _check(flags.parser, flags)
   names = ('steps', 'guidance')
   sampling = {n: getattr(flags, n) for n in names if getattr(flags, n) is not None}
 
@@ -503,7 +495,8 @@ def main(argv: list[str]) -> int:
   from composer_jax.config import SampleConfig, settings_from
 
   settings_from(SampleConfig(), sampling)  # Before anything is loaded.
-  _write(flags.out, task.run(Composer.load(flags.model), flags, sampling))
+  composer = Composer.load(flags.model)
+  _write(flags.out, TASKS[flags.name].run(composer, flags, sampling))
   print(flags.out)
   return 0
 

@@ -1,4 +1,10 @@
-"""The shipped model's prior: the demo's, trained for longer."""
+r"""The shipped model's prior: the demo's, trained for longer.
+
+On one H200, a minute to a loss of 0.098.
+
+Run:    composer-jax train --config configs/shipped/prior.py \
+            --workdir shipped/model/prior --config.data.path=shipped/data
+"""
 
 from ml_collections import config_dict
 

@@ -1,4 +1,10 @@
-"""The shipped model's first upsampler, 32 to 64: twice the demo's channels."""
+r"""The shipped model's first upsampler, 32 to 64: twice the demo's channels.
+
+On one H200, a hundred seconds to a loss of 0.016.
+
+Run:    composer-jax train --config configs/shipped/upsampler.py \
+            --workdir shipped/model/upsampler --config.data.path=shipped/data
+"""
 
 from ml_collections import config_dict
 

@@ -1,4 +1,10 @@
-"""The shipped model's second upsampler, 64 to 128."""
+r"""The shipped model's second upsampler, 64 to 128.
+
+On one H200, seventy seconds to a loss of 0.036.
+
+Run:    composer-jax train --config configs/shipped/upsampler128.py \
+            --workdir shipped/model/upsampler128 --config.data.path=shipped/data128
+"""
 
 from ml_collections import config_dict
 

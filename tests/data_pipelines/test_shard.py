@@ -33,6 +33,11 @@ ENVIRONMENT = os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)}
 STORED = tuple(c.name for c in conditions.ALL if c.stored and not c.embedded)
 
 
+def images(*indices):
+  """The first records of images."""
+  return tuple((index, 0) for index in indices)
+
+
 def settings_for(directory, source='twemoji', **changes):
   arguments = {'size': 24, 'crop': 'centre', 'seed': 3, 'conditions': STORED}
   keys = digest_of(sources.open_source(source).keys())
@@ -98,7 +103,7 @@ def test_backgrounds_vary_and_keep_clear_of_black():
 
 
 def test_a_shard_is_written_once(tmp_path):
-  settings, shard = settings_for(tmp_path), Shard('train', 0, 1, (0, 10, 20))
+  settings, shard = settings_for(tmp_path), Shard('train', 0, 1, images(0, 10, 20))
   first = write_shard(settings, shard)
   before = (tmp_path / shard.name).stat().st_mtime_ns
   assert write_shard(settings, shard) == first
@@ -110,12 +115,12 @@ def test_a_shard_is_written_once(tmp_path):
 def test_a_source_that_has_changed_since_the_plan_is_refused(tmp_path):
   settings = dataclasses.replace(settings_for(tmp_path), keys=digest_of(['another']))
   with pytest.raises(RuntimeError, match='twemoji has changed since this run began'):
-    write_shard(settings, Shard('train', 0, 1, (0, 1)))
+    write_shard(settings, Shard('train', 0, 1, images(0, 1)))
   assert not list(tmp_path.glob('composer-*'))
 
 
 def test_records_hold_the_image_and_what_is_measured_in_it(tmp_path):
-  settings, shard = settings_for(tmp_path), Shard('train', 0, 1, (7,))
+  settings, shard = settings_for(tmp_path), Shard('train', 0, 1, images(7))
   write_shard(settings, shard)
   (data,) = read(tmp_path / shard.name)
   record = settings.record_type().decode(data)
@@ -149,7 +154,7 @@ def test_random_crops_depend_on_the_key_alone():
 def test_bad_images_are_left_out_and_listed(tmp_path, folder):
   settings = settings_for(tmp_path, f'folder:{folder}')
   keys = sources.open_source(settings.source).keys()
-  receipt = write_shard(settings, Shard('train', 0, 1, tuple(range(len(keys)))))
+  receipt = write_shard(settings, Shard('train', 0, 1, images(*range(len(keys)))))
   reasons = {item['key']: item['reason'] for item in receipt['rejected']}
   assert sorted(reasons) == [key for key in keys if key.startswith('bad')]
   assert reasons['bad_tiny.png'] == 'too_small'
@@ -170,7 +175,9 @@ def test_bad_images_are_left_out_and_listed(tmp_path, folder):
 )
 def test_whatever_one_image_raises_is_listed(tmp_path, troubled, error, reason):
   troubled(error)
-  receipt = write_shard(settings_for(tmp_path, 'test'), Shard('train', 0, 1, (0, 1, 2)))
+  receipt = write_shard(
+    settings_for(tmp_path, 'test'), Shard('train', 0, 1, images(0, 1, 2))
+  )
   assert receipt['kept'] == 2
   (item,) = receipt['rejected']
   assert (item['key'], item['reason'], item['message']) == ('b', reason, str(error))
@@ -187,7 +194,7 @@ def test_a_condition_that_fails_costs_one_image(tmp_path, monkeypatch):
     return genuine(self, picture, rng)
 
   monkeypatch.setattr(type(condition), 'extract', fails_once)
-  receipt = write_shard(settings_for(tmp_path), Shard('train', 0, 1, (0, 1, 2)))
+  receipt = write_shard(settings_for(tmp_path), Shard('train', 0, 1, images(0, 1, 2)))
   assert receipt['kept'] == 2
   assert receipt['rejected'][0]['reason'] == 'error:FloatingPointError'
 
@@ -197,7 +204,7 @@ def test_a_condition_that_fails_costs_one_image(tmp_path, monkeypatch):
 )
 def test_what_is_not_the_images_fault_stops_the_run(tmp_path, troubled, error):
   troubled(error)
-  shard = Shard('train', 0, 1, (0, 1, 2))
+  shard = Shard('train', 0, 1, images(0, 1, 2))
   with pytest.raises(type(error)):
     write_shard(settings_for(tmp_path, 'test'), shard)
   assert receipt_of(tmp_path, shard.name) is None
@@ -235,7 +242,7 @@ from composer_jax import conditions
 names = tuple(c.name for c in conditions.ALL if c.stored and not c.embedded)
 keys = digest_of(sources.open_source('twemoji').keys())
 write_shard(Settings('twemoji', keys, sys.argv[1], 16, 'centre', 0, names),
-            Shard('train', 0, 1, (0, 1)))
+            Shard('train', 0, 1, ((0, 0), (1, 0))))
 from jax._src import xla_bridge
 print(xla_bridge.backends_are_initialized())
 print([name for name in ('tensorflow', 'torch', 'transformers', 'onnxruntime')

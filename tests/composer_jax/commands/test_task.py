@@ -140,7 +140,6 @@ def test_an_image_that_is_not_edited_comes_back():
 @pytest.mark.parametrize(
   ('words', 'message'),
   [
-    (['nothing'], "no task 'nothing'; expected one of text-to-image"),
     (['variation', '--image', 'c.png'], 'c.png'),
     (['variation', '--image', 'a.png', '--keep', 'mask'], 'mask cannot be taken'),
     (['composition', '--use', 'caption=a.png'], 'caption cannot be taken'),
@@ -154,7 +153,7 @@ def test_an_image_that_is_not_edited_comes_back():
 def test_what_is_wrong_is_said(words, message, capsys):
   Image.new('L', (64, 32), 255).save('wide.png')
   Image.new('L', (64, 64), 255).save('full.png')
-  assert cli.main(['task', *words, *(['--out', 'out.png'] if words[1:] else [])]) == 1
+  assert cli.main(['task', *words, '--out', 'out.png']) == 1
   assert message in capsys.readouterr().err
 
 
@@ -174,6 +173,12 @@ def test_what_cannot_be_read_is_said(words, message, capsys):
   with pytest.raises(SystemExit):
     cli.main(['task', 'region-editing', '--image', 'a.png', '--out', 'o.png', *words])
   assert message in capsys.readouterr().err
+
+
+def test_another_name_is_refused_with_those_there_are(capsys):
+  with pytest.raises(SystemExit):
+    cli.main(['task', 'nothing'])
+  assert "'nothing' (choose from " in capsys.readouterr().err
 
 
 def test_an_animation_goes_there_and_back():

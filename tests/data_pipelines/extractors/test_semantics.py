@@ -27,6 +27,12 @@ def test_pictures_are_as_clips_own_processor_makes_them(folder, prepared):
     assert np.abs(levels).max() <= 1
 
 
+def test_a_copy_is_of_the_same_picture(prepared):
+  info = json.loads((prepared / 'dataset.json').read_text())
+  first, copy = Originals(info, 28)(['07.png', '07.png (copy 2)'])
+  np.testing.assert_array_equal(first, copy)
+
+
 def test_a_source_that_has_changed_is_refused(folder, prepared):
   info = json.loads((prepared / 'dataset.json').read_text())
   info['keys']['digest'] = 'another'
