@@ -10,7 +10,8 @@ import resvg_py
 from PIL import Image
 
 from composer_jax import cli
-from composer_jax.commands.task import TASKS, _sketch
+from composer_jax.commands.task import TASKS
+from composer_jax.commands.task_inputs import sketch_of
 from composer_jax.composer import Composer
 
 STEPS = ['--steps', '2']
@@ -125,7 +126,7 @@ def test_a_drawn_sketch_is_read_whatever_its_polarity(dark):
   drawing = np.full((512, 512), ground, np.uint8)
   drawing[100:102] = line  # Two pixels of 512 wide: far less than one of 64.
   Image.fromarray(drawing).save('lines.png')
-  sketch = _sketch('lines.png', 64)
+  sketch = sketch_of('lines.png', 64)
   assert sketch.shape == (64, 64, 1)
   assert sketch[12, 8:-8].min() == 255
   assert np.delete(sketch, 12, axis=0).max() == 0
