@@ -78,7 +78,7 @@ def test_colours_give_the_palette_of_an_image_with_them(text, stripes):
 )
 @pytest.mark.parametrize('among', ['{}', '#fff,{}', '{},#fff'])
 def test_what_is_no_colour_is_refused_and_shown(bad, among):
-  with pytest.raises(ValueError, match='--palette') as error:
+  with pytest.raises(ValueError, match='is no colour') as error:
     parse_palette(among.format(bad))
   assert repr(bad) in str(error.value)
   assert 'expected colours like #aa3322' in str(error.value)
