@@ -371,4 +371,5 @@ def test_jax_finds_its_peers_by_the_variables(tmp_path):
   logs = tmp_path / 'logs'
   assert supervise(command, 2, devices_per_process=3, max_restarts=0, logs=logs) == 0
   for index in range(2):
-    assert (logs / f'process-{index}.log').read_text().splitlines()[-1] == '6 3 3'
+    # Gloo says something too, at any time.
+    assert '6 3 3' in (logs / f'process-{index}.log').read_text().splitlines()
