@@ -16,7 +16,7 @@ import numpy as np
 from composer_jax.composer import Composer
 from composer_jax.evaluation.bootstrap import estimate
 from composer_jax.evaluation.fidelity import hold_out
-from composer_jax.images import Picture, resize_square
+from composer_jax.images import resize_squares
 from data_pipelines.loader import load_dataset
 
 PLAIN = {'guidance': 1.0, 'eta': 0.0, 'sampler': 'ddim'}
@@ -35,9 +35,7 @@ def main() -> None:
   records = [dataset[int(index)] for index in order]
   held_out = hold_out(records, composer.names, encoder=composer.encoder)
   size = composer.sizes[0]
-  seen = np.stack(
-    [resize_square(Picture(image), size).pixels for image in held_out.images]
-  )
+  seen = resize_squares(held_out.images, size)
   print(f'{len(seen)} images of {size} x {size}, all conditions, guidance 1')
   for steps in flags.steps:
     sampling = {**PLAIN, 'steps': steps}

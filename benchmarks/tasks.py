@@ -19,13 +19,13 @@ from composer_jax.composer import Composer
 from composer_jax.conditions import by_name
 from composer_jax.evaluation.bootstrap import estimate
 from composer_jax.evaluation.fidelity import derangement
-from composer_jax.images import Picture
+from composer_jax.images import Picture, resize_squares
 from composer_jax.sampling import expression
 from composer_jax.seeds import generator
 from composer_jax.tasks.colorization import colorization
 from composer_jax.tasks.composition import composition
 from composer_jax.tasks.interpolation import interpolation
-from composer_jax.tasks.parts import resized, take_apart
+from composer_jax.tasks.parts import take_apart
 from composer_jax.tasks.pose_transfer import pose_transfer
 from composer_jax.tasks.reconfiguration import reconfiguration
 from composer_jax.tasks.region_editing import region_editing
@@ -62,7 +62,7 @@ class Cases:
   def found(self, made: np.ndarray, name: str) -> np.ndarray:
     """A condition measured in images that were made."""
     (condition,) = by_name([name])
-    seen = resized(made, self.composer.condition_size)
+    seen = resize_squares(made, self.composer.condition_size)
     if condition.embedded:
       assert self.composer.encoder is not None
       return self.composer.encoder.embed_images(seen)
@@ -150,8 +150,8 @@ def of_interpolation(cases: Cases) -> None:
   ]
   path_figures(cases, 'interpolation', made)
   side = cases.composer.sizes[0]
-  ends = [psnr(resized(made[0], side), resized(cases.images, side))]
-  ends += [psnr(resized(made[-1], side), resized(other, side))]
+  ends = [psnr(resize_squares(made[0], side), resize_squares(cases.images, side))]
+  ends += [psnr(resize_squares(made[-1], side), resize_squares(other, side))]
   show('interpolation', 'PSNR of its two ends, dB', *(estimate(e) for e in ends))
 
 
@@ -174,8 +174,8 @@ def of_reconfiguration(cases: Cases) -> None:
   same = reconfiguration(
     composer, cases.images, {}, captions=cases.texts, sampling={'steps': 100}
   )
-  small = estimate(psnr(resized(same, side), resized(cases.images, side)))
-  large = estimate(psnr(same, resized(cases.images, full)))
+  small = estimate(psnr(resize_squares(same, side), resize_squares(cases.images, side)))
+  large = estimate(psnr(same, resize_squares(cases.images, full)))
   show('reconfiguration', f'unedited, PSNR at {side}, dB', small, f'at {full}: {large}')
   wanted = cases.own['palette'][cases.other]
   made = reconfiguration(composer, cases.images, {'palette': wanted})
@@ -188,7 +188,7 @@ def of_reconfiguration(cases: Cases) -> None:
 def of_region(cases: Cases) -> None:
   count, full = len(cases.images), cases.composer.image_size
   region = middle(count, full)
-  images = resized(cases.images, full)
+  images = resize_squares(cases.images, full)
   wishes = {'palette': cases.own['palette'][cases.other]}
   made = region_editing(
     cases.composer, images, region, wishes, seeds=cases.seeds
@@ -240,7 +240,7 @@ def of_pose(cases: Cases) -> None:
 def of_try_on(cases: Cases) -> None:
   count, full = len(cases.images), cases.composer.image_size
   region = middle(count, full)
-  people, garments = resized(cases.images, full), cases.images[cases.other]
+  people, garments = resize_squares(cases.images, full), cases.images[cases.other]
   made = try_on(cases.composer, people, garments, region, seeds=cases.seeds)
   inside = region[0]
   low, high = full // 4, 3 * full // 4

@@ -150,11 +150,21 @@ class Composer:
     return cls(stages, encoder, prior)
 
   def decompose(
-    self, picture: Picture, *, seed: int = 0, caption: str = ''
+    self,
+    picture: Picture,
+    *,
+    seed: int = 0,
+    caption: str = '',
+    names: Iterable[str] | None = None,
   ) -> dict[str, np.ndarray]:
-    """Extracts every condition of a picture; see `decompose`."""
+    """Extracts conditions of a picture; see `decompose`."""
     return decompose(
-      picture, self.condition_size, seed=seed, caption=caption, encoder=self.encoder
+      picture,
+      self.condition_size,
+      seed=seed,
+      caption=caption,
+      encoder=self.encoder,
+      names=names,
     )
 
   def embed_caption(self, caption: str) -> dict[str, np.ndarray]:
@@ -437,8 +447,9 @@ def decompose(
   seed: int = 0,
   caption: str = '',
   encoder: TrainedEncoder | None = None,
+  names: Iterable[str] | None = None,
 ) -> dict[str, np.ndarray]:
-  """Extracts every condition of a picture.
+  """Extracts conditions of a picture.
 
   Args:
     picture: any size; it is cut to a square in the middle.
@@ -446,13 +457,14 @@ def decompose(
     seed: of what is drawn at random: the mask, and the channel weights of intensity.
     caption: '' for none.
     encoder: without one, the conditions that need it are left out.
+    names: of the conditions wanted; all if None.
 
   Returns:
     One array for each condition under its name, without a batch axis.
   """
   square = square_of(picture, size)
   found = {}
-  for condition in ALL:
+  for condition in ALL if names is None else by_name(names):
     if not condition.embedded:
       rng = generator(seed, condition.name)
       found[condition.name] = condition.extract(square, rng)

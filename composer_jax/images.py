@@ -268,6 +268,21 @@ def resize_square(
   return _picture(np.ascontiguousarray(resized[..., :3]), resized[..., 3].copy())
 
 
+def resize_squares(images: np.ndarray, size: int) -> np.ndarray:
+  """Square images at another side, as `resize_square` makes each.
+
+  Args:
+    images: uint8 (B, S, S, 3).
+    size: of the result, in pixels.
+
+  Returns:
+    uint8 (B, size, size, 3); `images` themselves if that is their side.
+  """
+  if images.shape[1] == size:
+    return images
+  return np.stack([resize_square(Picture(image), size).pixels for image in images])
+
+
 def composite(picture: Picture, colour: np.ndarray) -> Picture:
   """Lays a picture over a flat background.
 

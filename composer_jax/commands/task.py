@@ -52,13 +52,11 @@ def _seeds(flags: argparse.Namespace) -> np.ndarray:
 
 def _wishes(composer: Any, flags: argparse.Namespace) -> dict[str, np.ndarray]:
   """What a caption and a palette ask for."""
+  from composer_jax.tasks.parts import said
+
   found: dict[str, np.ndarray] = {}
   if flags.caption:
-    made = [
-      composer.imagine(composer.embed_caption(flags.caption), int(seed))
-      for seed in _seeds(flags)
-    ]
-    found |= {name: np.stack([one[name] for one in made]) for name in made[0]}
+    found |= said(composer, [flags.caption] * flags.n, _seeds(flags))
   if flags.palette is not None:
     found['palette'] = np.stack([flags.palette] * flags.n)
   return found

@@ -18,7 +18,7 @@ import numpy as np
 from composer_jax import conditions as conditions_lib
 from composer_jax.conditions import Condition, Encoder
 from composer_jax.evaluation.bootstrap import Estimate, estimate, paired
-from composer_jax.images import Picture, resize_square
+from composer_jax.images import Picture, resize_squares
 from composer_jax.seeds import generator
 
 
@@ -252,9 +252,7 @@ def measure(held_out: HeldOut, compose: Compose, given: Iterable[str]) -> Outcom
     )
   side = held_out.images.shape[1]
   # Conditions have units of pixels, so they are compared at the size of the maps.
-  seen = generated
-  if generated.shape[1] != side:
-    seen = np.stack([resize_square(Picture(image), side).pixels for image in generated])
+  seen = resize_squares(generated, side)
   judged = (judge(held_out, condition, seen) for condition in chosen)
   fidelities = {fidelity.condition: fidelity for fidelity in judged if fidelity}
   return Outcome(names, generated, fidelities)

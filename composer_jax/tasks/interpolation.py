@@ -49,23 +49,22 @@ def interpolation(
       f'{len(first)} and {len(second)} images and {len(shares)} shares; expected as'
       ' many of each.'
     )
-  if wrong := [name for name in names if name not in LOOKS]:
-    raise ValueError(
-      f'Nothing lies between two values of {wrong[0]}; expected {" or ".join(LOOKS)}.'
-    )
   settings = reversible(sampling)
-  ends = []
-  for images in (first, second):
-    own = take_apart(composer, images, dict.fromkeys([*names, *held]))
+
+  def noise_of(images: np.ndarray, own: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The noise behind images; equal ones are inverted once."""
     _, places, rows = np.unique(images, axis=0, return_index=True, return_inverse=True)
     once = {name: value[places] for name, value in own.items()}
-    noise = composer.invert(images[places], once, sampling=settings)
-    ends.append((own, noise[rows.ravel()]))
-  (a, noise_a), (b, noise_b) = ends
+    return composer.invert(images[places], once, sampling=settings)[rows.ravel()]
+
+  a, b = (
+    take_apart(composer, images, dict.fromkeys([*names, *held]))
+    for images in (first, second)
+  )
   stored = a | {name: between(name, a[name], b[name], shares) for name in names}
   return composer.compose(
     stored,
     seeds=np.zeros(len(shares), np.int64),  # At eta 0, of the upsamplers alone.
     sampling=settings,
-    start=slerp(noise_a, noise_b, shares),
+    start=slerp(noise_of(first, a), noise_of(second, b), shares),
   )

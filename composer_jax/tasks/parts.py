@@ -9,7 +9,7 @@ import numpy as np
 
 from composer_jax.composer import REVERSIBLE, Composer
 from composer_jax.conditions import by_name
-from composer_jax.images import Picture, resize_square
+from composer_jax.images import Picture
 
 LOOKS = ('semantics', 'palette')
 """Conditions that say how an image looks, and not where anything is."""
@@ -44,21 +44,48 @@ def take_apart(
     needs_text = condition.from_text and captions is None
     if needs_text or condition.name == 'mask':
       raise ValueError(f'{condition.name} cannot be taken from an image.')
-  taken: dict[tuple[bytes, str], dict[str, np.ndarray]] = {}
-  found = []
-  for image, text in zip(images, texts, strict=True):
-    key = (image.tobytes(), text)
-    if key not in taken:
-      taken[key] = composer.decompose(Picture(image), caption=text)
-    found.append(taken[key])
-  there = [name for name in composer.names if name in found[0]]
+  there = [
+    condition.name
+    for condition in by_name(composer.names)
+    if composer.encoder is not None or not condition.embedded
+  ]
   names = there if names is None else names
   if missing := [name for name in names if name not in there]:
     raise ValueError(
       f'This model cannot take {missing[0]} from an image; it can take'
       f' {", ".join(there)}.'
     )
+  taken: dict[tuple[bytes, str], dict[str, np.ndarray]] = {}
+  found = []
+  for image, text in zip(images, texts, strict=True):
+    key = (image.tobytes(), text)
+    if key not in taken:
+      taken[key] = composer.decompose(Picture(image), caption=text, names=names)
+    found.append(taken[key])
   return {name: np.stack([each[name] for each in found]) for name in names}
+
+
+def said(
+  composer: Composer, captions: Sequence[str], seeds: np.ndarray, *, prior: bool = True
+) -> dict[str, np.ndarray]:
+  """What captions ask for, as batches.
+
+  Args:
+    composer: the model.
+    captions: B texts.
+    seeds: integers (B,), of the prior.
+    prior: whether it completes them by an image embedding.
+
+  Raises:
+    ValueError: the model has no dual encoder, or was trained without captions.
+  """
+  wishes = [composer.embed_caption(text) for text in captions]
+  if prior:
+    wishes = [
+      composer.imagine(wish, int(seed))
+      for wish, seed in zip(wishes, seeds, strict=True)
+    ]
+  return {name: np.stack([wish[name] for wish in wishes]) for name in wishes[0]}
 
 
 def known(composer: Composer, names: Iterable[str]) -> list[str]:
@@ -70,13 +97,6 @@ def reversible(sampling: Mapping[str, Any] | None) -> dict[str, Any]:
   """Settings under which the way back is the way there; steps and spacing stay."""
   asked = sampling or {}
   return {n: asked[n] for n in ('steps', 'spacing') if n in asked} | REVERSIBLE
-
-
-def resized(images: np.ndarray, side: int) -> np.ndarray:
-  """Square images at another side: uint8 (B, side, side, 3)."""
-  if images.shape[1] == side:
-    return images
-  return np.stack([resize_square(Picture(image), side).pixels for image in images])
 
 
 def slerp(a: np.ndarray, b: np.ndarray, share: np.ndarray) -> np.ndarray:

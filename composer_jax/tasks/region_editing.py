@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from composer_jax.composer import Composer
-from composer_jax.tasks.parts import resized
+from composer_jax.images import resize_squares
 
 
 def region_editing(
@@ -41,7 +41,7 @@ def region_editing(
   made = composer.compose(stored, seeds=seeds, sampling=sampling)
   side = made.shape[1]
   kept = ~cover(regions, side)[..., None]
-  return np.where(kept, resized(images, side), made)
+  return np.where(kept, resize_squares(images, side), made)
 
 
 def given_outside(
@@ -52,7 +52,7 @@ def given_outside(
   A pixel of the map that lies partly inside a region is hidden.
   """
   side = composer.condition_size
-  pixels = resized(images, side)
+  pixels = resize_squares(images, side)
   shown = np.where(cover(regions, side), 0, 255).astype(np.uint8)[..., None]
   return np.concatenate([np.where(shown > 0, pixels, 0).astype(np.uint8), shown], -1)
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from composer_jax.composer import Composer
+from composer_jax.tasks.parts import said
 
 
 def text_to_image(
@@ -33,11 +34,5 @@ def text_to_image(
   Raises:
     ValueError: the model has no dual encoder, or was trained without captions.
   """
-  wishes = [composer.embed_caption(text) for text in captions]
-  if prior:
-    wishes = [
-      composer.imagine(wish, int(seed))
-      for wish, seed in zip(wishes, seeds, strict=True)
-    ]
-  stored = {name: np.stack([wish[name] for wish in wishes]) for name in wishes[0]}
+  stored = said(composer, captions, seeds, prior=prior)
   return composer.compose(stored, seeds=seeds, sampling=sampling)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from composer_jax.composer import Composer
-from composer_jax.tasks.parts import SHAPES, known, take_apart
+from composer_jax.tasks.parts import SHAPES, known, said, take_apart
 
 
 def translation(
@@ -39,11 +39,7 @@ def translation(
     ValueError: the model has no dual encoder, or was trained without captions.
   """
   stored = take_apart(composer, images, known(composer, keep))
-  wishes = [
-    composer.imagine(composer.embed_caption(text), int(seed))
-    for text, seed in zip(captions, seeds, strict=True)
-  ]
-  stored |= {name: np.stack([wish[name] for wish in wishes]) for name in wishes[0]}
+  stored |= said(composer, captions, seeds)
   if palettes is not None:
     stored['palette'] = palettes
   return composer.compose(stored, seeds=seeds, sampling=sampling)
