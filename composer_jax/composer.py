@@ -24,6 +24,7 @@ from composer_jax.sampling.cascade import Denoising, run_cascade
 from composer_jax.sampling.expression import Term
 from composer_jax.sampling.guidance import Branch, Wish
 from composer_jax.sampling.prior import Imagining
+from composer_jax.sampling.watching import Watch
 from composer_jax.seeds import generator
 from composer_jax.shipped import model_folder
 from composer_jax.trained import (
@@ -218,6 +219,7 @@ class Composer:
     sampling: Mapping[str, Any] | None = None,
     start: np.ndarray | None = None,
     size: int | None = None,
+    watch: Watch | None = None,
   ) -> np.ndarray:
     """Makes images.
 
@@ -237,11 +239,18 @@ class Composer:
       start: x_T of the base model, as `invert` gives it; drawn from the seeds if None.
       size: S, one of `sizes`: the stages after the one that gives it are left out; all
         are run if None.
+      watch: is called after each step with the number of the stage, from 0, of the
+        steps done and of all steps of it, and the images as they are predicted, uint8
+        (b, s, s, 3), s the side of that stage; the run ends where it returns False.
+        The images are the same to the bit. The first watched run compiles programs
+        of its own, later ones none, and each step waits for the answer. More than 32
+        images are made, and watched, 32 by 32.
 
     Returns:
       uint8 sRGB (B, S, S, 3).
 
     Raises:
+      Cancelled: `watch` returned False.
       ValueError: a condition is unknown to the model or of the wrong shape, no stage
         gives that size, or a setting is not within its range.
     """
@@ -249,7 +258,7 @@ class Composer:
     term = self._branch(stored, kept, windows or {}, count)
     origin = self._origin(base, count)
     wish = Wish((term,), np.ones((1, count), np.float32), origin)
-    return self._run(wish, np.asarray(seeds), sampling or {}, start, size)
+    return self._run(wish, np.asarray(seeds), sampling or {}, start, size, watch)
 
   def invert(
     self,
@@ -292,6 +301,7 @@ class Composer:
     windows: Mapping[str, tuple[float, float]] | None = None,
     base: Mapping[str, np.ndarray] | None = None,
     sampling: Mapping[str, Any] | None = None,
+    watch: Watch | None = None,
   ) -> np.ndarray:
     """Makes images that each follow a sum of terms; see `sampling.expression`.
 
@@ -303,9 +313,13 @@ class Composer:
       windows: as in `compose`.
       base: as in `compose`, but without a batch axis.
       sampling: as in `compose`.
+      watch: as in `compose`.
 
     Returns:
       uint8 sRGB (B, S, S, 3).
+
+    Raises:
+      Cancelled: `watch` returned False.
     """
     count, most = len(seeds), max(len(own) for own in terms)
     # All images of a batch have as many terms; what is missing has no weight.
@@ -329,7 +343,7 @@ class Composer:
     origin = self._origin(repeated, count)
     weights = np.array([[term.weight for term in own] for own in padded], np.float32)
     wish = Wish(tuple(branches), weights.T, origin)
-    return self._run(wish, np.asarray(seeds), sampling or {})
+    return self._run(wish, np.asarray(seeds), sampling or {}, watch=watch)
 
   @functools.cached_property
   def _blank(self) -> np.ndarray | None:
@@ -403,6 +417,7 @@ class Composer:
     sampling: Mapping[str, Any],
     start: np.ndarray | None = None,
     size: int | None = None,
+    watch: Watch | None = None,
   ) -> np.ndarray:
     """Samples in batches of one number, so that few programs are compiled."""
     if size is not None and size not in self.sizes:
@@ -429,9 +444,15 @@ class Composer:
         jax.tree.map(lambda x, rows=rows: x[rows], wish.base),
       )
       begun = None if start is None else start[rows]
-      made = run_cascade(stages, part, seeds[rows], settings, begun)
+      watched = _without_padding(watch, count - begin) if watch else None
+      made = run_cascade(stages, part, seeds[rows], settings, begun, watched)
       images.append(made[: count - begin])
     return np.concatenate(images)
+
+
+def _without_padding(watch: Watch, count: int) -> Watch:
+  """Shows a watcher the first images of a batch only."""
+  return lambda stage, step, steps, images: watch(stage, step, steps, images[:count])
 
 
 def square_of(picture: Picture, size: int) -> Picture:

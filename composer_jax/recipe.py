@@ -19,6 +19,7 @@ from composer_jax.conditions import by_name
 from composer_jax.config import SampleConfig, settings_from
 from composer_jax.images import encode_png, png_text
 from composer_jax.sampling.expression import Term
+from composer_jax.sampling.watching import Watch
 
 FIELD = 'composer_jax'
 """Name of the text field of the PNG."""
@@ -127,10 +128,16 @@ class Recipe:
     settings_from(SampleConfig(), self.sampling)
 
 
-def make(composer: Composer, recipe: Recipe) -> np.ndarray:
+def make(composer: Composer, recipe: Recipe, watch: Watch | None = None) -> np.ndarray:
   """Makes the image of a recipe: uint8 (S, S, 3).
 
+  Args:
+    composer: the model it is for.
+    recipe: what to make.
+    watch: as in `Composer.compose`.
+
   Raises:
+    Cancelled: `watch` returned False.
     ValueError: the recipe is for another model.
   """
   here = composer.fingerprint
@@ -146,6 +153,7 @@ def make(composer: Composer, recipe: Recipe) -> np.ndarray:
     windows=recipe.windows,
     base=recipe.base or None,
     sampling=recipe.sampling,
+    watch=watch,
   )[0]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -40,6 +40,7 @@ from composer_jax.sampling.loop import (
 )
 from composer_jax.sampling.threshold import dynamic, static
 from composer_jax.sampling.tiles import in_tiles
+from composer_jax.sampling.watching import Relay, Watch
 from composer_jax.sharding.rules import laid_out
 
 CEILING = 2.0
@@ -66,6 +67,7 @@ class Plan(NamedTuple):
     tile: side of the tiles that the network sees.
     overlap: of neighbouring tiles.
     mesh: whose devices share the batch and the rows of images; one device if None.
+    relay: that the program calls after each step; None for a program without.
   """
 
   sampler: str
@@ -76,6 +78,11 @@ class Plan(NamedTuple):
   tile: int
   overlap: int
   mesh: Mesh | None
+  relay: Relay | None = None
+
+
+# (steps done, steps in all, x_0 float (B, S, S, 3)) -> whether to go on.
+Watched = Callable[[int, int, np.ndarray], bool]
 
 
 class Denoising:
@@ -98,6 +105,7 @@ class Denoising:
   ):
     self.config, self.condition_shapes = config, condition_shapes
     self.weights, self.mesh = weights, mesh
+    self._relay = Relay()
     self._sample, self._invert = (
       jax.jit(functools.partial(function, config, graph), static_argnames='plan')
       for function in (sample_stage, invert_stage)
@@ -110,14 +118,29 @@ class Denoising:
     low_res: jax.Array | np.ndarray | None = None,
     settings: SampleConfig | None = None,
     start: jax.Array | np.ndarray | None = None,
+    watch: Watched | None = None,
   ) -> jax.Array:
     """Samples float images (B, S, S, 3) in [-1, 1]; see `sample_stage`.
 
     Conditions that the stage does not know are left out. At guidance 1 an upsampler
     follows the first term alone: what is to be avoided is the base model's affair.
+
+    Raises:
+      Cancelled: `watch` returned False. It is given the number of steps done and of
+        all, and float x_0 (B, S, S, 3) as predicted; see `sample` for what it costs.
     """
     known, knobs, plan = self._prepare(wish, settings)
-    return self._sample(self.weights, known, keys, low_res, knobs, start, plan=plan)
+    run = functools.partial(
+      self._sample, self.weights, known, keys, low_res, knobs, start
+    )
+    if watch is None:
+      return run(plan=plan)
+
+    def step_watch(index: int, x_0: np.ndarray) -> bool:
+      return watch(index + 1, plan.steps, x_0)
+
+    with self._relay.to(step_watch):
+      return jax.block_until_ready(run(plan=plan._replace(relay=self._relay)))
 
   def traced(
     self,
@@ -239,6 +262,7 @@ def sample_stage(
     timesteps(config.diffusion.num_steps, plan.steps, plan.spacing),
     run.keys,
     threshold=dynamic(knobs.percentile, CEILING) if plan.dynamic else static(),
+    watch=plan.relay,
   )
   return jnp.clip(x_0, -1, 1)
 
@@ -371,6 +395,7 @@ def run_cascade(
   seeds: np.ndarray,
   settings: Sequence[SampleConfig | None] | None = None,
   start: np.ndarray | None = None,
+  watch: Watch | None = None,
 ) -> np.ndarray:
   """Runs all stages.
 
@@ -380,16 +405,40 @@ def run_cascade(
     seeds: integers (B,).
     settings: of each stage; its own if None.
     start: x_T of the base model; drawn if None.
+    watch: is called after each step of each stage, with the images as they are
+      predicted in it.
 
   Returns:
     uint8 sRGB (B, S, S, 3).
+
+  Raises:
+    Cancelled: `watch` returned False.
   """
   keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
   images: np.ndarray | None = None
   asked = settings or [None] * len(stages)
   for index, (stage, own) in enumerate(zip(stages, asked, strict=True)):
     stage_keys = jax.vmap(lambda key, i=index: jax.random.fold_in(key, i))(keys)
-    made = stage(wish, stage_keys, images, own, None if index else start)
+    made = stage(
+      wish,
+      stage_keys,
+      images,
+      own,
+      None if index else start,
+      _of_stage(watch, index) if watch else None,
+    )
     images = np.asarray(made)  # Each stage may have the devices in its own order.
   assert images is not None  # There is a base model at least.
+  return _to_uint8(images)
+
+
+def _to_uint8(images: np.ndarray) -> np.ndarray:
+  """From [-1, 1] to sRGB."""
   return np.round((images + 1) * 127.5).astype(np.uint8)
+
+
+def _of_stage(watch: Watch, stage: int) -> Watched:
+  def watched(step: int, steps: int, x_0: np.ndarray) -> bool:
+    return watch(stage, step, steps, _to_uint8(np.clip(x_0, -1, 1)))
+
+  return watched
