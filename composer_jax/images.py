@@ -67,6 +67,7 @@ def open_image(
   *,
   name: str,
   at_least: int | None = None,
+  at_most: int = MAX_PIXELS,
 ) -> Picture:
   """Decodes one image file, upright, as 8-bit sRGB.
 
@@ -79,6 +80,7 @@ def open_image(
     at_least: allows a large JPEG to be decoded at a half, a quarter or an
       eighth of its size, many times faster, as long as both sides keep this
       many pixels.
+    at_most: pixels in all; a larger image is refused before it is decoded.
 
   Returns:
     The picture; its alpha is None if every pixel is opaque.
@@ -88,12 +90,12 @@ def open_image(
       `too_many_pixels`, `too_small` or `unsupported_mode`.
     OSError: if the path cannot be opened or read.
   """
-  with _decoder(source, name) as image:
+  with _decoder(source, name, at_most) as image:
     width, height = image.size
-    if width * height > MAX_PIXELS:
+    if width * height > min(at_most, MAX_PIXELS):
       raise BadImage(
         'too_many_pixels',
-        f'{name}: {width} x {height} pixels, expected at most {MAX_PIXELS:,} in'
+        f'{name}: {width} x {height} pixels, expected at most {at_most:,} in'
         ' all. Scale the image down or leave it out.',
       )
     if min(width, height) < MIN_SIDE:
@@ -117,7 +119,7 @@ def open_image(
 
 @contextlib.contextmanager
 def _decoder(
-  source: bytes | str | os.PathLike[str], name: str
+  source: bytes | str | os.PathLike[str], name: str, at_most: int = MAX_PIXELS
 ) -> Iterator[Image.Image]:
   """Opens an image, and turns whatever its decoder raises into `BadImage`."""
   with io.BytesIO(source) if isinstance(source, bytes) else open(source, 'rb') as file:
@@ -132,7 +134,7 @@ def _decoder(
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
       raise BadImage(
         'too_many_pixels',
-        f'{name}: {error} Expected at most {MAX_PIXELS:,} pixels. Scale the image'
+        f'{name}: {error} Expected at most {at_most:,} pixels. Scale the image'
         ' down or leave it out.',
       ) from error
     except Exception as error:  # Hostile bytes make decoders raise anything at all.

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,8 @@ FIELD = 'composer_jax'
 """Name of the text field of the PNG."""
 BASE = 'base'
 """In the place of a term's number, for the conditions that guidance leads away from."""
+MAX_BYTES = 2**28
+"""Largest conditions that are unpacked; more is a decompression bomb."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +87,10 @@ class Recipe:
       plain = json.loads(text)
       plain.pop('version')
       archive = io.BytesIO(base64.b64decode(plain.pop('conditions')))
+      with zipfile.ZipFile(archive) as parts:
+        size = sum(part.file_size for part in parts.infolist())
+      if size > MAX_BYTES:
+        raise ValueError(f'{size:,} bytes of conditions')
       sets: dict[str, dict[str, np.ndarray]] = {}
       with np.load(archive, allow_pickle=False) as arrays:
         for key in arrays.files:
