@@ -106,16 +106,19 @@ def train(
     contextlib.closing(Watch(config.train.hang_seconds)) as watch,
   ):
     mesh = make_mesh(config.mesh)
-    state, step = _begin(config, stage, batches, mesh, checkpoints, start)
+    abstract = abstract_state(stage, config, mesh)
+    graph, shapes = abstract
+    state, step = _begin(config, stage, batches, shapes, checkpoints, start)
     put = batch_placer(mesh, config.mesh.rules, config.data.batch_size)
     batch = put(next(batches))
     length = _Length(config, workdir, mesh)
     steps = length.on_device()
-    advance = make_step(stage, config, mesh).lower(state, batch, steps).compile()
+    lowered = make_step(stage, config, mesh, abstract).lower(state, batch, steps)
+    advance = lowered.compile()
     length.plan(step, advance, state, batch)
     steps = length.on_device()
     agree, trace = Agreement(mesh), _Trace(workdir, step, profile)
-    flops = _model_flops(stage, batch)
+    flops = _model_flops(stage, graph, shapes.params, batch)
     with contextlib.closing(
       _Journal(config, workdir, step, length.steps, flops, begun)
     ) as journal:
@@ -142,7 +145,7 @@ def train(
             if not journal.may_roll_back(checkpoints.latest()):
               raise
             # The data go on: other ones come after the same weights.
-            state, step, _ = _restore(stage, config, mesh, checkpoints)
+            state, step, _ = _restore(shapes, checkpoints)
             journal.roll_back(step)
             length.correct(step)
             continue
@@ -164,16 +167,15 @@ def _begin(
   config: Config,
   stage: Stage,
   batches: Input,
-  mesh: Mesh,
+  shapes: TrainState,
   checkpoints: Checkpoints,
   start: Callable[[], Start] | None,
 ) -> tuple[TrainState, int]:
   """The state to start from and its step: the newest checkpoint, or new weights."""
   if checkpoints.latest() is not None:
-    state, step, position = _restore(stage, config, mesh, checkpoints)
+    state, step, position = _restore(shapes, checkpoints)
     batches.set_state(position)
     return state, step
-  _, shapes = abstract_state(stage, config, mesh)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
   fresh: tuple[str, ...] = ()
   params: Any = None
@@ -197,10 +199,9 @@ def _begin(
 
 
 def _restore(
-  stage: Stage, config: Config, mesh: Mesh, checkpoints: Checkpoints
+  shapes: TrainState, checkpoints: Checkpoints
 ) -> tuple[TrainState, int, dict[str, Any]]:
   """The newest checkpoint that can be read: state, step and position in the data."""
-  _, shapes = abstract_state(stage, config, mesh)
   step, rest, ema, position = checkpoints.restore_newest(*shapes.split())
   return TrainState(**rest, ema=ema), step, position
 
@@ -347,10 +348,10 @@ class _Trace:
         jax.profiler.stop_trace()
 
 
-def _model_flops(stage: Stage, batch: dict[str, jax.Array]) -> float:
+def _model_flops(
+  stage: Stage, graph: nnx.GraphDef, params: nnx.State, batch: dict[str, jax.Array]
+) -> float:
   """Floating-point operations of a step on all devices: three forward passes."""
-  model = nnx.eval_shape(lambda: stage.init(jax.random.key(0)))
-  graph, params = nnx.split(model)
   leaves, structure = jax.tree.flatten(params)
 
   def loss(leaves: list[jax.Array], batch: dict[str, jax.Array]) -> jax.Array:

@@ -127,17 +127,29 @@ def is_spike(
   return broken | (known & (norm > factor * state.usual_norm))
 
 
-def make_step(stage: Stage, config: Config, mesh: Mesh) -> StepFunction:
+def make_step(
+  stage: Stage,
+  config: Config,
+  mesh: Mesh,
+  abstract: tuple[nnx.GraphDef, TrainState] | None = None,
+) -> StepFunction:
   """Compiles the step `(state, batch, total_steps) -> (state, metrics)`.
 
   Every draw of step k comes from fold_in(fold_in(key(seed), 1), k), so that a restarted
   run draws the same. The state is donated.
 
+  Args:
+    stage: model and loss.
+    config: of the run.
+    mesh: that it runs on.
+    abstract: what `abstract_state` gives for these, if that is there already; of a
+      large model it takes seconds.
+
   Raises:
     ValueError: the batch cannot be split into the micro-batches asked for.
   """
   optimizer = make_optimizer(config.optimizer)
-  graph, shapes = abstract_state(stage, config, mesh)
+  graph, shapes = abstract or abstract_state(stage, config, mesh)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
   parts = config.optimizer.accumulate
   if config.data.batch_size % parts:

@@ -31,19 +31,19 @@ def command(*words: object) -> list[str]:
   return [sys.executable, '-m', 'composer_jax', *map(str, words)]
 
 
-def environment(devices: int = 1, *, quick: bool = False) -> dict[str, str]:
-  """Of a process; `quick` ones compile faster and run slower."""
-  flags = f'--xla_force_host_platform_device_count={devices}'
-  if quick:
+def environment(*, optimized: bool = False) -> dict[str, str]:
+  """Of a process with one device; `optimized` ones are compiled as users' are."""
+  flags = '--xla_force_host_platform_device_count=1'
+  if not optimized:
     flags += ' --xla_backend_optimization_level=0'
   return {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags}
 
 
-def run(*words: object, devices: int = 1, quick: bool = False) -> str:
+def run(*words: object, optimized: bool = False) -> str:
   """Runs a verb to its end; gives what it printed."""
   done = subprocess.run(
     command(*words),
-    env=environment(devices, quick=quick),
+    env=environment(optimized=optimized),
     capture_output=True,
     text=True,
   )

@@ -32,7 +32,7 @@ def losses(workdir):
 @pytest.fixture(scope='module')
 def unbroken(data, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('unbroken')
-  run(*words(data, workdir, f'--config.train.steps={STEPS}'), quick=True)
+  run(*words(data, workdir, f'--config.train.steps={STEPS}'))
   assert sorted(losses(workdir)) == list(range(1, STEPS + 1))
   return workdir
 
@@ -42,7 +42,7 @@ def start(data, workdir):
   more = (f'--config.train.steps={STEPS}', '--config.train.save_every=5')
   process = subprocess.Popen(
     command(*words(data, workdir, *more)),
-    env=environment(quick=True),
+    env=environment(),
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
@@ -71,7 +71,7 @@ def test_a_run_stopped_at_a_random_step_goes_on_bit_for_bit(
     assert process.returncode == -signal.SIGKILL
   before = losses(tmp_path)
   assert len(before) < STEPS
-  run(*words(data, tmp_path, f'--config.train.steps={STEPS}'), quick=True)
+  run(*words(data, tmp_path, f'--config.train.steps={STEPS}'))
   assert losses(tmp_path) == losses(unbroken)
 
 

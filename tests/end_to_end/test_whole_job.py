@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from composer_jax import conditions
-from tests.end_to_end.conftest import TINY, command, environment, run
+from composer_jax import cli, conditions
+from tests.end_to_end.conftest import TINY, run
 
 
 @pytest.fixture(scope='module')
@@ -29,7 +28,6 @@ def model(data, tmp_path_factory):
       f'--config.data.path={data}',
       '--config.train.steps=6',
       *more,
-      quick=True,
     )
 
   train(
@@ -82,14 +80,16 @@ def test_an_image_is_composed_and_made_again_bit_for_bit(model, photographs, tmp
     *('--from', photographs / 'coffee 01.png', '--use', 'sketch,mask'),
     *('--from', photographs / 'rocket 02.png', '--use', 'semantics'),
     *('--palette', '#aa3322,#fff:2', '--caption', 'a cup'),
+    optimized=True,
   )
-  run('compose', '--model', model, '--again', first, '--out', again)
+  words = ('compose', '--again', first, '--out', again, '--model')
+  run(*words, model, optimized=True)
   assert again.read_bytes() == first.read_bytes()
   with Image.open(first) as image:
     assert image.size == (64, 64)
   moved = tmp_path / 'moved'
   shutil.copytree(model, moved)
-  run('compose', '--model', moved, '--again', first, '--out', again)
+  run(*words, moved, optimized=True)
   assert again.read_bytes() == first.read_bytes()
 
 
@@ -131,15 +131,15 @@ def test_an_expression_with_everything_is_composed_and_made_again(
     (('--use', 'sketch', '--steps', '5000'), '5000 sampling steps .* 1 to 1000'),
   ],
 )
-def test_a_wrong_wish_is_one_clear_error(model, photographs, tmp_path, words, message):
+def test_a_wrong_wish_is_one_clear_error(
+  model, photographs, tmp_path, capsys, words, message
+):
   image = photographs / 'coffee 01.png'
   base = ('compose', '--model', model, '--out', tmp_path / 'x.png', '--from', image)
-  done = subprocess.run(
-    command(*base, *words), env=environment(), capture_output=True, text=True
-  )
-  assert done.returncode != 0
-  assert re.search(message, done.stderr)
-  assert 'Traceback' not in done.stderr
+  assert cli.main([str(word) for word in (*base, *words)]) == 1
+  error = capsys.readouterr().err
+  assert re.search(message, error)
+  assert 'Traceback' not in error
   assert not (tmp_path / 'x.png').exists()
 
 
