@@ -21,7 +21,9 @@ VERBS = {
   'export': 'a trained model as a folder to hand on, or for diffusers',
   'compose': 'make an image from conditions of other images',
   'task': 'what a Composer is for: variation, colorization, style transfer, ...',
+  'studio': 'a page to compose in, in the browser',
   'report': 'a page that shows what a model can do, and measures it',
+  'evaluate': 'figures of a model or of two: fidelity, distances, tasks',
 }
 
 MODULES = {'import': 'import_weights'}

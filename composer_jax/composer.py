@@ -204,9 +204,23 @@ class Composer:
     wanted = caption in values and semantics not in values and semantics in self.names
     if self.prior is None or not wanted:
       return dict(values)
-    away = self._blank if self.prior.config.sample.empty_caption else None
-    made = self.prior(np.asarray(values[caption])[None], np.array([seed]), away)
+    made = self.imagine_all(np.asarray(values[caption])[None], np.array([seed]))
     return {**values, semantics: made[0]}
+
+  def imagine_all(self, captions: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+    """Semantics that captions may describe, as stored: (B, D).
+
+    Args:
+      captions: as stored, (B, T + 1, D).
+      seeds: integers (B,).
+
+    Raises:
+      ValueError: the model has no prior.
+    """
+    if self.prior is None:
+      raise ValueError('This model has no prior/ that would imagine semantics.')
+    away = self._blank if self.prior.config.sample.empty_caption else None
+    return self.prior(captions, seeds, away)
 
   def compose(
     self,

@@ -77,11 +77,11 @@ class TrainedEncoder:
     return digest_of_weights(self._weights)
 
   def embed_images(self, images: np.ndarray) -> np.ndarray:
-    return _in_batches(functools.partial(self._embed_images, self._weights), images)
+    return in_batches(functools.partial(self._embed_images, self._weights), images)
 
   def embed_captions(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
     tokens = self._tokenizer.encode(captions)
-    return _in_batches(functools.partial(self._embed_captions, self._weights), tokens)
+    return in_batches(functools.partial(self._embed_captions, self._weights), tokens)
 
 
 def digest_of_weights(weights: nnx.State) -> str:
@@ -92,7 +92,7 @@ def digest_of_weights(weights: nnx.State) -> str:
   return digest.hexdigest()
 
 
-def _in_batches(
+def in_batches(
   function: Callable[[np.ndarray], Any], rows: np.ndarray, size: int = 64
 ) -> Any:
   """Applies a compiled function to rows, padded to one batch size."""

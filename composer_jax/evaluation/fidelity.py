@@ -133,6 +133,40 @@ class HeldOut:
     return self.seed + np.arange(len(self))
 
 
+def draw_records(
+  composer: Any, dataset: Any, count: int, seed: int
+) -> tuple[list[int], list[Mapping[str, Any]]]:
+  """Draws images to judge a model by, without returning any.
+
+  Drawn, not chosen: whoever picks what to show picks what looks good.
+
+  Args:
+    composer: the model, of which the size of the maps counts.
+    dataset: images it was not trained on.
+    count: how many; all if there are fewer.
+    seed: of the drawing.
+
+  Returns:
+    Their places in the data set, and their records.
+
+  Raises:
+    ValueError: there are too few images, or they have another size than the maps of
+      the model.
+  """
+  if count < 2 or len(dataset) < 2:
+    raise ValueError(
+      f'{count} images to measure of {len(dataset)} held out; expected at least 2.'
+    )
+  if dataset.info['size'] != composer.condition_size:
+    raise ValueError(
+      f'The images have {dataset.info["size"]} pixels a side, the model expects'
+      f' {composer.condition_size}. Prepare the data with that size.'
+    )
+  order = np.random.default_rng(seed).permutation(len(dataset))
+  chosen = [int(index) for index in order[:count]]
+  return chosen, [dataset[index] for index in chosen]
+
+
 def hold_out(
   records: Sequence[Mapping[str, Any]],
   names: Iterable[str],

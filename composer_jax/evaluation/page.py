@@ -32,19 +32,7 @@ def render(
     made: what was composed only to be looked at.
     curves: of the training.
   """
-  stages: dict[str, list[dict[str, Any]]] = {}
-  for curve in curves:
-    one = {'name': curve.name, 'svg': draw_svg(curve), 'log': curve.logarithmic}
-    stages.setdefault(curve.stage, []).append(one)
-  environment = jinja2.Environment(
-    loader=jinja2.PackageLoader('composer_jax', 'evaluation'),
-    autoescape=True,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    undefined=jinja2.StrictUndefined,
-  )
-  environment.filters |= {'figure': figure, 'places': _places, 'words': _words}
-  return environment.get_template('report.html.jinja').render(
+  return template('report.html.jinja').render(
     report=report,
     sets=[
       (title, report[key])
@@ -57,8 +45,30 @@ def render(
       for one, images in made
       if isinstance(one, Mixture)
     ],
-    stages=stages,
+    stages=drawn(curves),
   )
+
+
+def template(name: str) -> jinja2.Template:
+  """A template of this package."""
+  environment = jinja2.Environment(
+    loader=jinja2.PackageLoader('composer_jax', 'evaluation'),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+  )
+  environment.filters |= {'figure': figure, 'places': _places, 'words': _words}
+  return environment.get_template(name)
+
+
+def drawn(curves: Sequence[Curve]) -> dict[str, list[dict[str, Any]]]:
+  """Curves by stage, as drawings."""
+  stages: dict[str, list[dict[str, Any]]] = {}
+  for curve in curves:
+    one = {'name': curve.name, 'svg': draw_svg(curve), 'log': curve.logarithmic}
+    stages.setdefault(curve.stage, []).append(one)
+  return stages
 
 
 def _works(
@@ -73,11 +83,11 @@ def _works(
   return [
     {
       'name': _name(report, index),
-      'original': _uri(held_out.images[index]),
-      'all': _uri(together[0].images[index]) if together else None,
+      'original': uri(held_out.images[index]),
+      'all': uri(together[0].images[index]) if together else None,
       'parts': [_part(held_out, outcome, index) for outcome in parts],
       'strips': [
-        (one.title, [_uri(image) for image in images])
+        (one.title, [uri(image) for image in images])
         for one, images in made
         if isinstance(one, Strip) and one.index == index
       ],
@@ -98,7 +108,7 @@ def _part(held_out: HeldOut, outcome: Outcome, index: int) -> dict[str, Any]:
   return {
     'name': name,
     'drawn': _draw(held_out, name, index),
-    'composed': _uri(outcome.images[index]),
+    'composed': uri(outcome.images[index]),
     'metric': metric,
     'score': score,
   }
@@ -118,7 +128,7 @@ def _table(
     'columns': [lender(mixture.loose, index) for index in mixture.columns],
     'rows': [
       lender(mixture.local, index)
-      | {'cells': [_uri(next(each)) for _ in mixture.columns]}
+      | {'cells': [uri(next(each)) for _ in mixture.columns]}
       for index in mixture.rows
     ],
   }
@@ -133,10 +143,11 @@ def _draw(held_out: HeldOut, name: str, index: int) -> str | None:
   if not held_out.present[name][index]:
     return None
   (condition,) = conditions_lib.by_name([name])
-  return _uri(condition.draw(held_out.asked[name][index]))
+  return uri(condition.draw(held_out.asked[name][index]))
 
 
-def _uri(pixels: np.ndarray) -> str:
+def uri(pixels: np.ndarray) -> str:
+  """A uint8 picture as an address that holds it."""
   return 'data:image/png;base64,' + base64.b64encode(encode_png(pixels)).decode()
 
 

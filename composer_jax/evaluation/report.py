@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import json
 import os
 import pathlib
@@ -21,21 +20,20 @@ import composer_jax
 from composer_jax import conditions as conditions_lib
 from composer_jax.conditions import Condition, Encoder
 from composer_jax.evaluation.bootstrap import CONFIDENCE, RESAMPLES, Estimate
+from composer_jax.evaluation.cache import CachedComposer
 from composer_jax.evaluation.curves import read_curves
 from composer_jax.evaluation.fidelity import (
   Compose,
   HeldOut,
   Metric,
   Outcome,
+  draw_records,
   hold_out,
   measure,
 )
 from composer_jax.evaluation.gallery import Mixture, Strip, grant, mixtures, strips
 from composer_jax.evaluation.page import figure, render
 from composer_jax.files import write_json, write_text
-
-_BLOCK = 32
-"""Images that are lost when a run is broken off."""
 
 
 class Composer(Protocol):
@@ -117,15 +115,8 @@ def write_report(
       f'{num_shown} images to show and {num_measured} to measure of {len(dataset)}'
       ' held out; expected at least 2 of each.'
     )
-  if dataset.info['size'] != composer.condition_size:
-    raise ValueError(
-      f'The images have {dataset.info["size"]} pixels a side, the model expects'
-      f' {composer.condition_size}. Prepare the data with that size.'
-    )
-  # Drawn, not chosen: whoever picks what to show picks what looks good.
-  order = np.random.default_rng(seed).permutation(len(dataset))
-  chosen = [int(index) for index in order[: max(num_measured, num_shown)]]
-  records = [dataset[index] for index in chosen]
+  count = max(num_measured, num_shown)
+  chosen, records = draw_records(composer, dataset, count, seed)
   known = conditions_lib.by_name(composer.names)
   judged = [c for c in known if composer.encoder is not None or not c.embedded]
   names = [c.name for c in judged]
@@ -139,13 +130,13 @@ def write_report(
   ]
   # Judged at the size of the maps: larger images would be brought down to it anyway.
   size = composer.condition_size
-  judging = _Cached(composer, out / 'cache', size if size in composer.sizes else None)
-  showing = _Cached(composer, out / 'cache', None)
+  judged_at = size if size in composer.sizes else None
   total = len(wishes) * len(records) + sum(len(one.wishes) for one in showcase)
   with tqdm.tqdm(total=total, unit='image', desc='report', disable=not progress) as bar:
-    judging.bar = showing.bar = bar
+    cached = CachedComposer(composer, out / 'cache', bar)
+    judging = functools.partial(cached.compose, size=judged_at)
     outcomes = [measure(held_out, judging, wish) for wish in wishes]
-    made = _grant_all(held_out, showing, showcase)
+    made = _grant_all(held_out, cached.compose, showcase)
 
   report = {
     'format': 1,
@@ -215,73 +206,6 @@ def _row(one: Mapping[str, Any]) -> tuple[str, ...]:
     figure(metric['ceiling']['mean']),
     'apart' if metric['apart'] else 'not apart',
   )
-
-
-@functools.cache
-def _digest_of_code() -> str:
-  """Images that older code made must not be taken for those of this one."""
-  digest = hashlib.sha256()
-  for path in sorted(pathlib.Path(composer_jax.__file__).parent.rglob('*.py')):
-    digest.update(path.read_bytes())
-  return digest.hexdigest()
-
-
-class _Cached:
-  """Composes in blocks, and remembers on disk what came of each.
-
-  Args:
-    composer: the model.
-    folder: where to remember.
-    size: of the images, one of the model's; None for its largest.
-  """
-
-  def __init__(self, composer: Composer, folder: pathlib.Path, size: int | None):
-    self._composer, self._folder, self._size = composer, folder, size
-    self.bar: Any = None
-
-  def __call__(
-    self,
-    stored: Mapping[str, np.ndarray],
-    kept: Mapping[str, np.ndarray] | None = None,
-    *,
-    seeds: np.ndarray,
-  ) -> np.ndarray:
-    blocks = [slice(i, i + _BLOCK) for i in range(0, len(seeds), _BLOCK)]
-    return np.concatenate(
-      [
-        self._block(
-          {name: array[block] for name, array in stored.items()},
-          {name: array[block] for name, array in (kept or {}).items()},
-          seeds[block],
-        )
-        for block in blocks
-      ]
-    )
-
-  def _block(
-    self, stored: dict[str, np.ndarray], kept: dict[str, np.ndarray], seeds: np.ndarray
-  ) -> np.ndarray:
-    path = self._folder / f'{self._digest(stored, kept, seeds)}.npy'
-    if path.is_file():
-      images = np.load(path)
-    else:
-      images = self._composer.compose(stored, kept, seeds=seeds, size=self._size)
-      self._folder.mkdir(parents=True, exist_ok=True)
-      part = path.with_suffix('.part')
-      with part.open('wb') as file:
-        np.save(file, images)
-      part.replace(path)
-    self.bar.update(len(images))
-    return images
-
-  def _digest(self, stored: Mapping, kept: Mapping, seeds: np.ndarray) -> str:
-    model = [_digest_of_code(), self._composer.fingerprint, self._size]
-    digest = hashlib.sha256(json.dumps(model, default=str).encode())
-    for kind in (stored, kept, {'seeds': seeds}):
-      for name, array in sorted(kind.items()):
-        digest.update(f'{name} {array.dtype} {array.shape}'.encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()[:32]
 
 
 def _grant_all(
