@@ -116,7 +116,7 @@ class Studio:
     """Images and conditions, as the board draws them."""
     composer, rows = self.engine.composer, []
     for condition in by_name(composer.names):
-      if condition.from_text:
+      if condition.from_text and not self.engine.speaks:
         continue
       name, options = condition.name, []
       for number, (key, source) in enumerate(session.sources.items(), 1):
@@ -133,6 +133,7 @@ class Studio:
         {
           'name': name,
           'what': (type(condition).__doc__ or '').splitlines()[0],
+          'said': condition.from_text,
           'edit': name == 'palette' or name in pictures.CANVASES,
           'strongest': self.engine.limits.strength,
           'options': options,
@@ -367,14 +368,11 @@ class Studio:
   def state(self) -> tuple[str, Any]:
     """Whether the model is ready; then nobody needs to ask again."""
     if not self.engine.ready.is_set():
-      return say('The model is warming up; what you ask for waits for it.'), gr.skip()
+      return say('The model warms up; what you ask for waits for it.'), gr.skip()
+    done = gr.Timer(active=False)
     if self.engine.failure is not None:
-      return say(f'The model does not run: {self.engine.failure}', 'bad'), gr.Timer(
-        active=False
-      )
-    return say('Ready. Drop an image, or write a caption.', 'good'), gr.Timer(
-      active=False
-    )
+      return say(f'The model does not run: {self.engine.failure}', 'bad'), done
+    return say('The model is ready.', 'good'), done
 
 
 def build(engine: Engine) -> gr.Blocks:
@@ -382,14 +380,18 @@ def build(engine: Engine) -> gr.Blocks:
   studio, limits = Studio(engine), engine.limits
   sample = engine.composer.stages[0].config.sample
   with gr.Blocks(
-    title='Composer studio', analytics_enabled=False, delete_cache=(600, 3600)
+    title='Composer studio',
+    analytics_enabled=False,
+    delete_cache=(600, 3600),
+    fill_width=True,
   ) as page:
     visit = gr.State(Visit(), time_to_live=6 * 3600)
     gr.HTML(
       '<div class="studio-title"><h1>Composer studio</h1><p>Take images apart into'
       ' conditions, and compose a new one.</p></div>'
     )
-    status = gr.HTML(studio.state()[0], elem_classes='studio-status')
+    state = gr.HTML(studio.state()[0], elem_id='state')
+    status = gr.HTML(say(''), elem_id='status')
     timer = gr.Timer(1.0)
     with gr.Row(equal_height=False):
       with gr.Column(scale=6, min_width=330):
@@ -397,7 +399,7 @@ def build(engine: Engine) -> gr.Blocks:
           label='Images, or a recipe (PNG or JSON)',
           file_count='multiple',
           file_types=['image', '.json'],
-          height=110,
+          height=130,
           elem_id='drop',
         )
         preset = gr.Dropdown(
@@ -429,7 +431,7 @@ def build(engine: Engine) -> gr.Blocks:
           guidance = gr.Slider(
             0, limits.guidance, sample.guidance, step=0.1, label='Guidance'
           )
-          steps = gr.Slider(1, limits.steps, sample.steps, step=1, label='Steps')
+          steps = gr.Slider(1, limits.steps, engine.steps, step=1, label='Steps')
         with gr.Accordion('More settings', open=False):
           sampler = gr.Dropdown([*SAMPLERS], value=sample.sampler, label='Sampler')
           eta = gr.Slider(0, 1, sample.eta, step=0.05, label='Eta (of DDIM)')
@@ -450,7 +452,7 @@ def build(engine: Engine) -> gr.Blocks:
       )
 
     page.load(lambda v: studio.board(v.session), [visit], [board], **quiet)
-    timer.tick(studio.state, None, [status, timer], queue=False, **quiet)
+    timer.tick(studio.state, None, [state, timer], queue=False, **quiet)
     on(files.upload, studio.open_files, [board, files], [board, files, *fields])
     on(board.remove, studio.remove, [board], [board])
     on(board.edit, studio.edit, [board], [editor])

@@ -76,7 +76,8 @@ class Engine:
     try:
       size = self.composer.condition_size
       self.decompose(Picture(np.full((size, size, 3), 128, np.uint8)))
-      panel = Panel(caption='warm up') if self.speaks else Panel()
+      caption = 'warm up' if self.speaks else ''
+      panel = Panel(caption=caption, sampling={'steps': self.steps})
       for _ in self.make(panel, threading.Event()):
         pass
     except Exception as error:
@@ -91,7 +92,7 @@ class Engine:
   @property
   def steps(self) -> int:
     """Of the base model's sampler, unless something else is asked for."""
-    return self.composer.stages[0].config.sample.steps
+    return min(self.composer.stages[0].config.sample.steps, self.limits.steps)
 
   def decompose(self, picture: Picture, seed: int = 0) -> dict[str, np.ndarray]:
     """The conditions of a picture that the model knows, but for what needs words."""

@@ -119,7 +119,7 @@ class Session:
       if not isinstance(source, str):
         raise ValueError(f'{name} comes from {source!r:.40}; expected an image.')
       chosen[name] = Choice(
-        source if condition.from_text or self.value(name, source) is not None else '',
+        source if self.value(name, source) is not None else '',
         limits.number(
           given.get('strength', 1), f'The strength of {name}', 0, limits.strength
         ),

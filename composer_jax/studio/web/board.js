@@ -1,6 +1,7 @@
 // The board: for each condition, which image it comes from, how strongly and when.
 // value: {name: {source, strength, start, end}}
-// shown: {sources: [{key, name, image}], rows: [{name, what, edit, strongest, options}]}
+// shown: {sources: [{key, name, image}],
+//         rows: [{name, what, said, edit, strongest, options}]}
 const none = {source: '', strength: 1, start: 0, end: 1};
 const open = new Set();
 
@@ -81,7 +82,7 @@ function option(row, key, label, image, mark) {
 
 function card(row) {
   const now = choice(row.name);
-  const options = [option(row, '', 'off', null, '')];
+  const options = row.options.length || !row.said ? [option(row, '', 'off', null, '')] : [];
   for (const each of row.options) {
     options.push(option(row, each.key, each.label, each.image, each.mark));
   }
@@ -98,7 +99,7 @@ function card(row) {
   details.open = open.has(row.name);
   return el(
     'section',
-    {class: `card ${now.source ? '' : 'off'}`, 'aria-label': row.name},
+    {class: `card ${now.source || row.said ? '' : 'off'}`, 'aria-label': row.name},
     el(
       'header',
       {},
@@ -115,11 +116,12 @@ function card(row) {
         ),
     ),
     el('p', {}, row.what),
-    el(
-      'div',
-      {class: 'options', role: 'radiogroup', 'aria-label': `${row.name} from`},
-      ...options,
-    ),
+    options.length > 0 &&
+      el(
+        'div',
+        {class: 'options', role: 'radiogroup', 'aria-label': `${row.name} from`},
+        ...options,
+      ),
     details,
   );
 }

@@ -19,7 +19,7 @@ function frame(title, hint, ...inside) {
   dialog.replaceChildren(
     el('h2', {}, `Edit ${title}`),
     el('p', {class: 'hint'}, hint),
-    ...inside,
+    ...inside.filter(Boolean),
     el(
       'div',
       {class: 'row end'},
@@ -329,5 +329,4 @@ function render() {
   dialog.querySelector('canvas, input')?.focus();
 }
 
-// A click beside the dialog changes nothing that was drawn.
 watch('value', render);
