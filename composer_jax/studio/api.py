@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import tempfile
 import threading
@@ -149,13 +150,13 @@ def add_api(engine: Engine, line: dict[str, Any]) -> None:
   def said(method: Any) -> Any:
     """What is wrong comes to the program as Gradio's error."""
 
+    @functools.wraps(method)  # Names of parameters are those of the endpoint.
     def call(*arguments: Any) -> Any:
       try:
         return method(*arguments)
       except (ValueError, OSError, RuntimeError, Cancelled) as error:
         raise gr.Error(str(error), print_exception=False) from error
 
-    call.__name__, call.__doc__ = method.__name__, method.__doc__
     return call
 
   with gr.Column(visible=False):

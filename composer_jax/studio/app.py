@@ -326,12 +326,12 @@ class Studio:
       if self.running.get(visitor) is cancelled:
         del self.running[visitor]
 
-  def cancel(self, request: gr.Request) -> str:
+  def cancel(self, request: gr.Request) -> Any:
     cancelled = self.running.get(str(request.session_hash))
     if cancelled is None:
       return say('Nothing is being made.')
-    cancelled.set()
-    return say('Cancelling ...')
+    cancelled.set()  # What is being made says so when it has ended.
+    return gr.skip()
 
   @staticmethod
   def _made(visit: Visit, event: gr.EventData) -> Kept:
