@@ -475,6 +475,16 @@ def square_of(picture: Picture, size: int) -> Picture:
   return square if square.alpha is None else composite(square, np.full(3, 255, 'u1'))
 
 
+def seen_by(encoder: TrainedEncoder, picture: Picture, size: int) -> np.ndarray:
+  """What an encoder is shown of a picture, uint8 (S, S, 3), where maps have a `size`.
+
+  One that sees more than the maps hold looks at the picture itself.
+  """
+  if encoder.image_size > size:
+    return clip_square(picture, encoder.image_size)
+  return square_of(picture, size).pixels
+
+
 def decompose(
   picture: Picture,
   size: int,
@@ -504,9 +514,6 @@ def decompose(
       rng = generator(seed, condition.name)
       found[condition.name] = condition.extract(square, rng)
     elif encoder is not None:
-      # One that sees more than the maps hold looks at the picture itself.
-      finer = encoder.image_size > size
-      pixels = clip_square(picture, encoder.image_size) if finer else square.pixels
-      images = pixels[None]
+      images = seen_by(encoder, picture, size)[None]
       found[condition.name] = condition.embed(encoder, images, [caption])[0]
   return found

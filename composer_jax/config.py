@@ -267,6 +267,31 @@ class SampleConfig:
       )
 
 
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+  """What is measured while a base model or an upsampler trains; see docs/evaluation.md.
+
+  Attributes:
+    every: steps between evaluations, and one at the end; 0 for none.
+    images: held-out images of each, as many as there are at most.
+    evaluators: by name, or as `module:function`.
+    encoder: folder of the dual encoder that judges captions, semantics and distances;
+      '' to leave them out.
+    inception: safetensors file of Inception v3; '' for distances on the encoder.
+    clip: folder of a CLIP model; '' for none.
+  """
+
+  every: int = 0
+  images: int = 64
+  evaluators: tuple[str, ...] = ('fidelity',)
+  encoder: str = ''
+  inception: str = ''
+  clip: str = ''
+
+  def __post_init__(self):
+    _check('evaluate', self, every=(0, math.inf), images=(2, math.inf))
+
+
 def settings_from(default: SampleConfig, asked: Mapping[str, Any]) -> SampleConfig:
   """The settings of one sampling.
 
@@ -307,8 +332,14 @@ class Config:
   train: TrainConfig = TrainConfig()
   mesh: MeshConfig = MeshConfig()
   sample: SampleConfig = SampleConfig()
+  evaluate: EvaluateConfig = EvaluateConfig()
 
   def __post_init__(self):
+    if self.evaluate.every and not isinstance(self.model, UNetConfig):
+      raise ValueError(
+        f'config.evaluate.every is {self.evaluate.every}; expected 0 for a {self.stage}'
+        ' stage, which composes no images.'
+      )
     if isinstance(self.model, PriorConfig):
       self._check_prior(self.model)
     if not isinstance(self.model, UNetConfig):

@@ -110,13 +110,15 @@ class Setup(NamedTuple):
     source: batches.
     shapes: stored shape of each condition that the model takes.
     sampler: draws grids of samples, or None.
+    evaluator: measures what the model composes, or None.
   """
 
   config: Config
   stage: Stage
   source: Batches | Encoded
   shapes: dict[str, tuple[int, ...]]
-  sampler: loop.Sampler | None
+  sampler: loop.Sampler | None = None
+  evaluator: loop.Evaluator | None = None
 
 
 def _dual_encoder(
@@ -133,7 +135,7 @@ def _dual_encoder(
     return {'image': batch['image'], 'tokens': tokens, 'has_text': said}
 
   source = _batches(config, dataset, conditions=(), with_text=True)
-  return Setup(config, DualEncoder(config), Encoded(source, encode), {}, None)
+  return Setup(config, DualEncoder(config), Encoded(source, encode), {})
 
 
 def _diffusion(config: Config, dataset: PreparedDataset) -> Setup:
@@ -145,12 +147,18 @@ def _diffusion(config: Config, dataset: PreparedDataset) -> Setup:
   source.set_state(begin)
   shapes = {name: first[name].shape[1:] for name in names}
   stage = Diffusion(config, shapes)
-  sampler = None
-  if config.train.sample_every:
+  sampler = evaluator = None
+  if config.train.sample_every or config.evaluate.every:
     held_out = load_dataset(config.data.path, 'test')
+  if config.train.sample_every:
     rows = range(min(8, len(held_out)))
     sampler = GridSampler(stage, [held_out[row] for row in rows])
-  return Setup(config, stage, source, shapes, sampler)
+  if config.evaluate.every:
+    from composer_jax.evaluation.in_training import StageEvaluator
+
+    rows = range(min(config.evaluate.images, len(held_out)))
+    evaluator = StageEvaluator(stage, [held_out[row] for row in rows])
+  return Setup(config, stage, source, shapes, sampler, evaluator)
 
 
 def _prior(config: Config, dataset: PreparedDataset) -> Setup:
@@ -177,7 +185,7 @@ def _prior(config: Config, dataset: PreparedDataset) -> Setup:
   )
   source = _batches(config, dataset, conditions=names)
   wanted = Encoded(source, lambda batch: {name: batch[name] for name in names})
-  return Setup(config, PriorDiffusion(config, statistics), wanted, shapes, None)
+  return Setup(config, PriorDiffusion(config, statistics), wanted, shapes)
 
 
 def _without_missing(config: Config, dataset: PreparedDataset) -> Config:
@@ -283,6 +291,7 @@ def main(argv: list[str]) -> int:
       workdir,
       setup.sampler,
       start if origin else None,
+      evaluator=setup.evaluator,
       profile=flags.profile,
     )
   if not run.finished:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from composer_jax.diffusion.process import coefficients
 from composer_jax.diffusion.schedule import make_schedule
@@ -87,3 +88,8 @@ def random_crops(
     return jax.vmap(one)(x, corners)
 
   return {name: cut(x) for name, x in arrays.items()}
+
+
+def to_uint8(images: np.ndarray) -> np.ndarray:
+  """Float images in [-1, 1], what lies outside clipped, to uint8 of the same shape."""
+  return np.round((np.clip(images, -1, 1) + 1) * 127.5).astype(np.uint8)

@@ -27,16 +27,14 @@ from composer_jax.evaluation.bootstrap import CONFIDENCE
 from composer_jax.evaluation.cache import BLOCK, CachedComposer, digest_of, remembered
 from composer_jax.evaluation.curves import read_curves
 from composer_jax.evaluation.evaluation_page import Gallery, render
-from composer_jax.evaluation.evaluators import Evaluator, Samples, Tools
+from composer_jax.evaluation.evaluators import ALL, Samples, Tools, judged
 from composer_jax.evaluation.fidelity import HeldOut, draw_records, hold_out
-from composer_jax.evaluation.figures import Figure, difference
+from composer_jax.evaluation.figures import Figure, difference, key
 from composer_jax.evaluation.task_figures import TASKS, Cases, Result
 from composer_jax.files import write_json, write_text
 
 TEXT = 'text'
 """Name of the wish that is a caption, completed by the prior."""
-ALL = 'all'
-"""Name of the wish that is all conditions together."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +108,8 @@ def evaluate(
     dataset: images that they were not trained on.
     out_dir: where `index.html` and `evaluation.json` go; it need not exist.
     evaluators: names, as `evaluators.build` takes them.
-    tools: what these judge with; the first model's encoder alone if None.
+    tools: what these judge with, its `count` aside; the first model's encoder alone if
+      None.
     count: images to measure, as many as there are at most.
     shown: images of each wish to show.
     tasks: names of `task_figures.TASKS` to measure as well.
@@ -135,7 +134,9 @@ def evaluate(
     raise ValueError(f'Unknown task {unknown[0]!r}; expected {", ".join(TASKS)}.')
   out, sampling = pathlib.Path(out_dir), dict(sampling or {})
   first = next(iter(models.values()))
-  tools = Tools(first.encoder) if tools is None else tools
+  tools = dataclasses.replace(
+    Tools(first.encoder) if tools is None else tools, count=min(count, len(dataset))
+  )
   judges = evaluators_lib.build(evaluators, tools)
   protocol = _protocol(first, dataset, count, tools)
   if with_published and (reasons := published.differences(protocol)):
@@ -199,7 +200,7 @@ def evaluate(
     **tables,
     # What a sweep ranks by: one number a name.
     'figures': {
-      f'{group}/{row["name"]}': row['models'][0]['mean']
+      key(group, row['name']): row['models'][0]['mean']
       for table in tables.values()
       for group, rows in table.items()
       for row in rows
@@ -214,11 +215,6 @@ def evaluate(
   write_json(out / 'evaluation.json', evaluation)
   write_text(out / 'index.html', page)
   return evaluation
-
-
-def judged(judges: Mapping[str, Evaluator], samples: Samples) -> list[Figure]:
-  """The figures of all evaluators."""
-  return [figure for judge in judges.values() for figure in judge(samples)]
 
 
 def _contestants(

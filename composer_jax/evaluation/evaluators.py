@@ -12,7 +12,7 @@ import functools
 import importlib
 import os
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
 import numpy as np
@@ -21,15 +21,18 @@ from flax import nnx
 from composer_jax import conditions as conditions_lib
 from composer_jax.conditions import Encoder
 from composer_jax.evaluation import distances
+from composer_jax.evaluation.bootstrap import GROUPS
 from composer_jax.evaluation.fidelity import HeldOut, judge
 from composer_jax.evaluation.figures import Figure, of_images, of_sets
 from composer_jax.images import resize_squares
 from composer_jax.trained import in_batches, load_encoder
 
 CANDIDATES = 32
-"""Captions among which each image has to find its own."""
+"""Captions among which each image has to find its own, at most."""
 MODELS = " (model's encoder)"
 """Added to the names of figures that compare within one encoder alone."""
+ALL = 'all'
+"""Name of the wish that is all conditions together."""
 REAL = 'other real images'
 """What distances of composed images are held against."""
 
@@ -66,11 +69,21 @@ class Tools:
     inception: a safetensors file of Inception v3, or None.
     clip: the folder of a CLIP model, as `composer-jax import --kind clip` leaves it;
       or None.
+    count: images that there will be of each wish.
   """
 
   encoder: Encoder | None = None
   inception: str | os.PathLike[str] | None = None
   clip: str | pathlib.Path | None = None
+  count: int = 64
+
+  def check_count(self) -> None:
+    """Refuses to compare sets that are too small for an interval."""
+    if self.count < 2 * GROUPS:
+      raise ValueError(
+        f'{self.count} images to measure; expected at least {2 * GROUPS} for distances'
+        ' between sets. Take more, or evaluators that need fewer, such as fidelity.'
+      )
 
 
 def fidelity(tools: Tools) -> Evaluator:
@@ -109,6 +122,7 @@ def set_distances(tools: Tools) -> Evaluator:
   the same on the model's own encoder, which are named for that and compare with nothing
   but figures of the same encoder.
   """
+  tools.check_count()
   features, suffix, published = _features(tools)
 
   def evaluate(samples: Samples) -> list[Figure]:
@@ -185,13 +199,15 @@ def _inception(path: str | os.PathLike[str]) -> Features:
   def features(weights: nnx.State, images: jax.Array) -> jax.Array:
     return nnx.merge(graph, weights)(resize(images))
 
-  return lambda images: in_batches(functools.partial(features, weights), images)
+  compiled = functools.partial(features, weights)
+  return lambda images: in_batches(compiled, images, size=32)
 
 
 def clip(tools: Tools) -> Evaluator:
   """CMMD and CLIP score, by a CLIP model that has no part in what is judged."""
   if tools.clip is None:
     raise ValueError('CMMD and CLIP score need --clip DIR, the folder of a CLIP model.')
+  tools.check_count()
   encoder = load_encoder(tools.clip)
 
   def evaluate(samples: Samples) -> list[Figure]:
@@ -227,7 +243,7 @@ def clip(tools: Tools) -> Evaluator:
 
 
 def retrieval(tools: Tools) -> Evaluator:
-  """Whether an image is nearest to its own caption, among `CANDIDATES` random ones."""
+  """Whether an image is nearest to its own caption among some random ones."""
   encoder = tools.encoder
   if encoder is None:
     raise ValueError('Retrieval needs a model with an encoder/.')
@@ -235,13 +251,14 @@ def retrieval(tools: Tools) -> Evaluator:
   def evaluate(samples: Samples) -> list[Figure]:
     held_out = samples.held_out
     said = np.flatnonzero([bool(text) for text in held_out.captions])
-    if len(said) < CANDIDATES:
+    among = min(CANDIDATES, len(said))
+    if among < 2:
       return []
     _, texts = encoder.embed_captions([held_out.captions[i] for i in said])
     rng = np.random.default_rng(held_out.seed)
     rivals = np.stack(
       [
-        rng.permutation(np.delete(np.arange(len(said)), row))[: CANDIDATES - 1]
+        rng.permutation(np.delete(np.arange(len(said)), row))[: among - 1]
         for row in range(len(said))
       ]
     )
@@ -250,9 +267,9 @@ def retrieval(tools: Tools) -> Evaluator:
     nearest_rival = np.einsum('nd,nkd->nk', seen, texts[rivals]).max(1)
     return [
       of_images(
-        f'caption among {CANDIDATES}{MODELS}',
+        f'caption among {among}{MODELS}',
         (seen * texts).sum(1) > nearest_rival,
-        beside=np.full(len(said), 1 / CANDIDATES),
+        beside=np.full(len(said), 1 / among),
         baseline='chance',
         indices=said,
       )
@@ -291,3 +308,8 @@ def build(names: Iterable[str], tools: Tools) -> dict[str, Evaluator]:
     except (ImportError, AttributeError) as error:
       raise ValueError(f'Evaluator {name!r} cannot be imported: {error}.') from error
   return found
+
+
+def judged(judges: Mapping[str, Evaluator], samples: Samples) -> list[Figure]:
+  """The figures of all evaluators."""
+  return [figure for judge in judges.values() for figure in judge(samples)]

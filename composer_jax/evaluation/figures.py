@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -67,6 +68,11 @@ class Figure:
 
 def _ends(value: Estimate | Replicated) -> dict[str, float]:
   return {name: float(getattr(value, name)) for name in ('mean', 'low', 'high')}
+
+
+def key(group: str, name: str) -> str:
+  """The name of a figure of a wish or task in logs, such as `all/palette_cosine`."""
+  return f'{group}/{re.sub("[^0-9A-Za-z]+", "_", name).strip("_")}'
 
 
 def of_images(

@@ -22,7 +22,7 @@ from composer_jax.diffusion.process import (
   to_eps_and_x0,
   velocity_around,
 )
-from composer_jax.diffusion.resolution import LEVELS, enlarge
+from composer_jax.diffusion.resolution import LEVELS, enlarge, to_uint8
 from composer_jax.diffusion.schedule import make_schedule
 from composer_jax.models.unet import UNet
 from composer_jax.sampling.ddim import ddim
@@ -429,16 +429,11 @@ def run_cascade(
     )
     images = np.asarray(made)  # Each stage may have the devices in its own order.
   assert images is not None  # There is a base model at least.
-  return _to_uint8(images)
-
-
-def _to_uint8(images: np.ndarray) -> np.ndarray:
-  """From [-1, 1] to sRGB."""
-  return np.round((images + 1) * 127.5).astype(np.uint8)
+  return to_uint8(images)
 
 
 def _of_stage(watch: Watch, stage: int) -> Watched:
   def watched(step: int, steps: int, x_0: np.ndarray) -> bool:
-    return watch(stage, step, steps, _to_uint8(np.clip(x_0, -1, 1)))
+    return watch(stage, step, steps, to_uint8(x_0))
 
   return watched

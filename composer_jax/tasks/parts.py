@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from composer_jax.composer import REVERSIBLE, Composer
+from composer_jax.composer import REVERSIBLE, Composer, seen_by
 from composer_jax.conditions import by_name
 from composer_jax.images import Picture
 
@@ -55,14 +55,24 @@ def take_apart(
       f'This model cannot take {missing[0]} from an image; it can take'
       f' {", ".join(there)}.'
     )
-  taken: dict[tuple[bytes, str], dict[str, np.ndarray]] = {}
-  found = []
-  for image, text in zip(images, texts, strict=True):
-    key = (image.tobytes(), text)
-    if key not in taken:
-      taken[key] = composer.decompose(Picture(image), caption=text, names=names)
-    found.append(taken[key])
-  return {name: np.stack([each[name] for each in found]) for name in names}
+  first: dict[tuple[bytes, str], int] = {}
+  keys = zip((image.tobytes() for image in images), texts, strict=True)
+  places = [first.setdefault(key, len(first)) for key in keys]
+  chosen = [places.index(place) for place in range(len(first))]
+  pictures = [Picture(images[row]) for row in chosen]
+  found = {}
+  for condition in by_name(names):
+    if condition.embedded:
+      encoder, size = composer.encoder, composer.condition_size
+      assert encoder is not None  # Else it is not there.
+      seen = np.stack([seen_by(encoder, picture, size) for picture in pictures])
+      values = condition.embed(encoder, seen, [texts[row] for row in chosen])
+    else:
+      name = condition.name
+      parts = [composer.decompose(one, names=[name])[name] for one in pictures]
+      values = np.stack(parts)
+    found[condition.name] = values[places]
+  return {name: found[name] for name in names}
 
 
 def said(

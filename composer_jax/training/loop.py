@@ -7,7 +7,7 @@ import dataclasses
 import pathlib
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -55,6 +55,8 @@ class Diverged(RuntimeError):
 
 Sampler = Callable[[TrainState, int], np.ndarray]
 """Draws a uint8 (H, W, 3) grid of samples from a state at a step."""
+Evaluator = Callable[[TrainState, int], Mapping[str, float]]
+"""Measures a state at a step: figures by name."""
 
 
 @dataclasses.dataclass
@@ -78,6 +80,7 @@ def train(
   sampler: Sampler | None = None,
   start: Callable[[], Start] | None = None,
   *,
+  evaluator: Evaluator | None = None,
   profile: int = 0,
 ) -> Run:
   """Trains a stage, or goes on with it; in all processes of a job alike.
@@ -93,6 +96,8 @@ def train(
     sampler: draws a grid of samples at the end and every `train.sample_every` steps,
       which must then be above 0.
     start: reads what a new run starts from, instead of weights drawn at random.
+    evaluator: measures the state at the end and every `evaluate.every` steps, which
+      must then be above 0.
     profile: steps to write a trace of, after the first ones; 0 for none.
 
   Raises:
@@ -160,6 +165,10 @@ def train(
         if sampler and (step == length.steps or step % config.train.sample_every == 0):
           watch.at(step, Phase.SAMPLING)
           journal.picture(step, sampler(state, step))
+        every = config.evaluate.every
+        if evaluator and (step == length.steps or step % every == 0):
+          watch.at(step, Phase.SAMPLING)
+          journal.figures(step, evaluator(state, step))
   return Run(step, finished=step >= length.steps)
 
 
@@ -322,6 +331,11 @@ class _Journal:
   def picture(self, step: int, pixels: np.ndarray) -> None:
     if self._writer:
       self._writer.image(step, 'samples', pixels)
+    self._restart_clock()
+
+  def figures(self, step: int, values: Mapping[str, float]) -> None:
+    if self._writer:
+      self._writer.write(step, values)
     self._restart_clock()
 
   def close(self) -> None:

@@ -44,7 +44,7 @@ class Lookup:
   Without any condition, the seed picks one.
   """
 
-  encoder = BlockColours()
+  encoder, prior = BlockColours(), None
   names = tuple(condition.name for condition in conditions.ALL)
   image_size = condition_size = SIZE
   sizes = (SIZE,)
@@ -62,8 +62,9 @@ class Lookup:
     }
     self.calls = 0
 
-  def compose(self, stored, kept=None, *, seeds, size=None):
+  def compose(self, stored, kept=None, *, seeds, size=None, sampling=None):
     assert size in (None, *self.sizes)
+    assert not sampling
     self.calls += 1
     distance = np.zeros((len(seeds), len(self._images)))
     for name, wishes in stored.items():
@@ -110,6 +111,11 @@ def records():
 @pytest.fixture
 def lookup(records):
   return Lookup(records)
+
+
+@pytest.fixture(scope='session')
+def lookup_type():
+  return Lookup
 
 
 class Tree(html.parser.HTMLParser):

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from composer_jax.evaluation.bootstrap import estimate, interval, paired
+from composer_jax.evaluation.bootstrap import (
+  GROUPS,
+  estimate,
+  interval,
+  jackknife,
+  paired,
+)
 
 SKEWED = np.random.default_rng(0).exponential(size=40)
 
@@ -138,3 +144,28 @@ def test_pairs_of_integers_do_not_wrap_around():
 def test_pairs_of_different_shapes_are_refused():
   with pytest.raises(ValueError, match=r'\(3,\) and \(1,\)'):
     paired(np.zeros(3), np.zeros(1))
+
+
+def test_the_jackknife_of_a_mean_is_students_interval_of_its_groups():
+  values = np.random.default_rng(0).normal(size=200)
+  found = jackknife(lambda rows: values[rows].mean(), 200, seed=3)
+  groups = np.random.default_rng(3).permutation(200) % GROUPS
+  means = np.array([values[groups == group].mean() for group in range(GROUPS)])
+  expected = stats.t.interval(0.95, GROUPS - 1, means.mean(), stats.sem(means))
+  assert found.mean == pytest.approx(values.mean())
+  assert (found.low, found.high) == pytest.approx(expected)
+
+
+def test_the_jackknife_holds_the_true_value_as_often_as_it_says():
+  rng = np.random.default_rng(0)
+  held = 0
+  for seed in range(400):
+    values = rng.normal(2, 1, 50)
+    found = jackknife(lambda rows, v=values: v[rows].var(ddof=1), 50, seed=seed)
+    held += found.low <= 1 <= found.high
+  assert 0.9 <= held / 400 <= 0.98
+
+
+def test_too_few_samples_for_the_jackknife_are_refused():
+  with pytest.raises(ValueError, match='19 samples, expected at least 20'):
+    jackknife(len, 19)
