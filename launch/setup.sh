@@ -9,7 +9,8 @@ Makes .venv at the repository root, with the packages that requirements.lock pin
 the command composer-jax. Does nothing if that is up to date; starts anew if an earlier
 installation was interrupted.
 
-  --test   adds requirements-test.lock: what launch/test.sh needs
+  --test   adds requirements-test.lock: what launch/test.sh needs; and a Chromium, by
+           apt-get, where none is found
 
 The environment variable PYTHON names the interpreter (3.11 or newer) to build on.
 END
@@ -23,7 +24,7 @@ die() {
 kind=runtime
 while (($#)); do
   case $1 in
-    --test) kind=test ;;
+    --test) kind='test' ;;
     -h | --help)
       usage
       exit
@@ -39,6 +40,9 @@ done
 unset CDPATH
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 venv=$PWD/.venv
+if [[ $kind == test ]]; then
+  bash launch/chromium.sh >/dev/null
+fi
 
 new_enough() {
   "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null

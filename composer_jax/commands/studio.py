@@ -8,6 +8,8 @@ import hmac
 import ipaddress
 import os
 import shutil
+import signal
+import sys
 import tempfile
 import threading
 
@@ -91,12 +93,17 @@ def main(argv: list[str]) -> int:
   }
   tempfile.tempdir = folder
   try:
-    return _serve(flags, limits, password)
+    busy = _serve(flags, limits, password)
   finally:
     shutil.rmtree(folder, ignore_errors=True)
+  if busy:  # XLA cannot be stopped, and Python would crash if it ended around it.
+    sys.stdout.flush()
+    os._exit(0)
+  return 0
 
 
-def _serve(flags: argparse.Namespace, limits: Limits, password: str | None) -> int:
+def _serve(flags: argparse.Namespace, limits: Limits, password: str | None) -> bool:
+  """Serves until it is interrupted; gives whether the model is still at work."""
   try:
     from composer_jax.studio import app
   except ModuleNotFoundError as error:
@@ -139,8 +146,10 @@ def _serve(flags: argparse.Namespace, limits: Limits, password: str | None) -> i
   elif not password:
     print('Whoever can reach this machine can use it; --password asks.', flush=True)
   threading.Thread(target=engine.warm_up, daemon=True).start()
+  # Whoever ends it, the folder goes.
+  signal.signal(signal.SIGTERM, signal.default_int_handler)
   try:
     page.block_thread()
   finally:
     page.close()
-  return 0
+  return engine.busy

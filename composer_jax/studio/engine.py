@@ -85,6 +85,11 @@ class Engine:
     self.ready.set()
 
   @property
+  def busy(self) -> bool:
+    """Whether something is being made, or compiled for the first time."""
+    return self._turn.locked() or not self.ready.is_set()
+
+  @property
   def speaks(self) -> bool:
     """Whether the model understands captions."""
     return self.composer.encoder is not None and 'caption' in self.composer.names
