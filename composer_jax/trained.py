@@ -123,7 +123,9 @@ def load_encoder(directory: str | pathlib.Path) -> TrainedEncoder:
   config = read_config(directory)
   if config.stage != 'dual_encoder':
     raise ValueError(f'{directory} holds a {config.stage} model, not a dual encoder.')
-  graph, weights, step = _load_weights(directory, DualEncoder(config), config)
+  graph, weights, step = _load_weights(
+    directory, DualEncoder(config), config, _mesh(config)
+  )
   tokenizer = Tokenizer.load(directory / 'tokenizer')
   return TrainedEncoder(graph, weights, tokenizer, step)
 
@@ -150,8 +152,11 @@ def read_inputs(directory: pathlib.Path) -> dict[str, Any]:
 
 
 def _mesh(config: config_lib.Config) -> Mesh:
-  """All devices: those that do not split images split the weights."""
-  return make_mesh(config.mesh.for_sampling())
+  """All devices of this process: those that do not split images split the weights.
+
+  In a job of several processes, each composes images of its own.
+  """
+  return make_mesh(config.mesh.for_sampling(), jax.local_devices())
 
 
 def _condition_shapes(directory: pathlib.Path) -> dict[str, tuple[int, ...]]:
@@ -160,10 +165,14 @@ def _condition_shapes(directory: pathlib.Path) -> dict[str, tuple[int, ...]]:
 
 
 def _load_weights(
-  directory: pathlib.Path, stage: Stage, config: config_lib.Config, ema: bool = True
+  directory: pathlib.Path,
+  stage: Stage,
+  config: config_lib.Config,
+  mesh: Mesh,
+  ema: bool = True,
 ) -> tuple[nnx.GraphDef, nnx.State, int]:
   """Graph definition, weights, and the step they are from."""
-  graph, shapes = abstract_state(stage, config, _mesh(config))
+  graph, shapes = abstract_state(stage, config, mesh)
   if not (directory / CHECKPOINTS).is_dir() and any(directory.glob('*.safetensors')):
     return graph, _read_tensors(directory, shapes.ema), read_inputs(directory)['step']
   step = newest(directory)
@@ -227,7 +236,8 @@ def load_weights(
     stage = PriorDiffusion(config)
   else:
     stage = Diffusion(config, _condition_shapes(directory))
-  _, weights, step = _load_weights(directory, stage, config, ema)
+  everywhere = make_mesh(config.mesh.for_sampling())
+  _, weights, step = _load_weights(directory, stage, config, everywhere, ema)
   return config, weights, step
 
 
@@ -245,11 +255,12 @@ def load_diffusion(directory: pathlib.Path, spatial: int | None = None) -> Denoi
   """
   config = read_config(directory)
   if spatial is not None:
-    mesh = dataclasses.replace(config.mesh, spatial=spatial)
-    config = dataclasses.replace(config, mesh=mesh)
+    split = dataclasses.replace(config.mesh, spatial=spatial)
+    config = dataclasses.replace(config, mesh=split)
   shapes = _condition_shapes(directory)
-  graph, weights, _ = _load_weights(directory, Diffusion(config, shapes), config)
-  return Denoising(config, shapes, graph, weights, _mesh(config))
+  mesh = _mesh(config)
+  graph, weights, _ = _load_weights(directory, Diffusion(config, shapes), config, mesh)
+  return Denoising(config, shapes, graph, weights, mesh)
 
 
 def load_prior(directory: pathlib.Path) -> Imagining:
@@ -262,8 +273,9 @@ def load_prior(directory: pathlib.Path) -> Imagining:
   config = read_config(directory)
   if config.stage != 'prior':
     raise ValueError(f'{directory} holds a {config.stage} model, not a prior.')
-  graph, weights, _ = _load_weights(directory, PriorDiffusion(config), config)
-  return Imagining(config, graph, weights, _mesh(config))
+  mesh = _mesh(config)
+  graph, weights, _ = _load_weights(directory, PriorDiffusion(config), config, mesh)
+  return Imagining(config, graph, weights, mesh)
 
 
 def check_encoder(directory: pathlib.Path, encoder: TrainedEncoder, stage: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import socket
+import subprocess
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from composer_jax import cli, conditions
-from tests.end_to_end.conftest import TINY, run
+from composer_jax.training.processes import ADDRESS, COUNT, INDEX
+from tests.end_to_end.conftest import TINY, command, environment, run
 
 
 @pytest.fixture(scope='module')
@@ -158,3 +161,40 @@ def test_the_report_shows_everything_and_what_was_left_out(model, data, tmp_path
   # Run again, it finds everything made and changes nothing.
   run(*words)
   assert (tmp_path / 'index.html').read_text('utf-8') == page
+
+
+def test_two_processes_evaluate_together(model, data, tmp_path):
+  base, out = tmp_path / 'model', tmp_path / 'out'
+  base.mkdir()
+  for stage in ('encoder', 'base'):  # To compile less.
+    (base / stage).symlink_to(model / stage)
+  words = ('evaluate', '--model', base, '--data', data, '--out', out)
+  words += ('--n', 2, '--steps', 2, '--evaluators', 'fidelity')
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    address = f'127.0.0.1:{free.getsockname()[1]}'
+  processes = [
+    subprocess.Popen(
+      command(*words),
+      env=environment()
+      | {ADDRESS: address, COUNT: '2', INDEX: str(index)}
+      | {'JAX_CPU_COLLECTIVES_IMPLEMENTATION': 'gloo'},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    for index in range(2)
+  ]
+  outputs = [process.communicate(timeout=300)[0] for process in processes]
+  assert [p.returncode for p in processes] == [0, 0], '\n'.join(outputs)[-5000:]
+  said = [text for text in outputs if 'on 2 held-out images' in text]
+  assert len(said) == 1  # The first process judges.
+  evaluation = json.loads((out / 'evaluation.json').read_text())
+  names = {condition.name for condition in conditions.ALL}
+  assert {*evaluation['wishes']} == {*names, 'all'}
+  page = (out / 'index.html').read_text('utf-8')
+  # One process finds all that they have made.
+  made = {path.name for path in (out / 'cache').iterdir()}
+  run(*words)
+  assert {path.name for path in (out / 'cache').iterdir()} == made
+  assert (out / 'index.html').read_text('utf-8') == page
