@@ -138,7 +138,7 @@ def _serve(flags: argparse.Namespace, limits: Limits, password: str | None) -> b
     run_history=False,
     footer_links=['api', 'settings'],
     theme=app.theme(),
-    css=app.web('studio.css'),
+    head=app.head(),
   )
   print(f'The studio listens on {address}', flush=True)
   if is_loopback(flags.host):

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import html
 import pathlib
+import re
 import secrets
 import threading
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from composer_jax.studio.engine import Cancelled, Engine, Look
 from composer_jax.studio.limits import plain_name
 from composer_jax.studio.panel import MAX_SEED, Panel
 from composer_jax.studio.presets import PRESETS
-from composer_jax.studio.session import OWN, Choice, Session
+from composer_jax.studio.session import OWN, Session
 
 WEB = pathlib.Path(__file__).parent / 'web'
 KEPT = 24
@@ -132,7 +133,7 @@ class Studio:
       rows.append(
         {
           'name': name,
-          'what': (type(condition).__doc__ or '').splitlines()[0],
+          'what': re.split('[:.]', type(condition).__doc__ or '')[0] + '.',
           'said': condition.from_text,
           'edit': name == 'palette' or name in pictures.CANVASES,
           'strongest': self.engine.limits.strength,
@@ -386,11 +387,13 @@ def build(engine: Engine) -> gr.Blocks:
     fill_width=True,
   ) as page:
     visit = gr.State(Visit(), time_to_live=6 * 3600)
-    gr.HTML(
-      '<div class="studio-title"><h1>Composer studio</h1><p>Take images apart into'
-      ' conditions, and compose a new one.</p></div>'
-    )
-    state = gr.HTML(studio.state()[0], elem_id='state')
+    with gr.Row(elem_id='head'):
+      gr.HTML(
+        '<h1>Composer studio</h1><p>Take images apart into conditions, and compose a'
+        ' new one.</p>',
+        elem_id='title',
+      )
+      state = gr.HTML(studio.state()[0], elem_id='state')
     status = gr.HTML(say(''), elem_id='status')
     timer = gr.Timer(1.0)
     with gr.Row(equal_height=False):
@@ -487,4 +490,9 @@ def theme() -> gr.themes.Base:
   )
 
 
-__all__ = ['Choice', 'Studio', 'build', 'theme', 'web']
+def head() -> str:
+  """What goes into the head of the page; Gradio's `css` would rewrite the style."""
+  return f'<style>{web("studio.css")}</style>'
+
+
+__all__ = ['Studio', 'build', 'head', 'theme']

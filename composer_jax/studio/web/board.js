@@ -99,7 +99,7 @@ function card(row) {
   details.open = open.has(row.name);
   return el(
     'section',
-    {class: `card ${now.source || row.said ? '' : 'off'}`, 'aria-label': row.name},
+    {class: `card ${now.source ? '' : 'off'}`, 'aria-label': row.name},
     el(
       'header',
       {},

@@ -189,5 +189,12 @@ watch('value', () => {
   chosen = null;
   render();
 });
-watch('look', render);
+let busy = false;
+watch('look', () => {
+  render();
+  // On a phone what is being made may be far below what asked for it.
+  const begins = !busy && Boolean((props.look || {}).text);
+  busy = Boolean((props.look || {}).text);
+  if (begins) root.scrollIntoView({block: 'nearest'});
+});
 render();
