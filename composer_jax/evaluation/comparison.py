@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from composer_jax.evaluation.curves import Curve, read_curves, smooth
-from composer_jax.files import write_json, write_text
+from composer_jax.files import read_json, write_json, write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,12 +22,14 @@ class Row:
     state: `missing`, `running`, `stopped`, `failed` or `finished`.
     values: fields that tell it from the others.
     curve: the metric by step, or None if it has not been measured twice yet.
+    evaluated: the metric as `composer-jax evaluate` found it, or None.
   """
 
   name: str
   state: str
   values: Mapping[str, Any]
   curve: Curve | None
+  evaluated: float | None = None
 
   @property
   def steps(self) -> int | None:
@@ -36,7 +38,9 @@ class Row:
 
   @property
   def last(self) -> float | None:
-    """The metric in the end, smoothed as the plot shows it."""
+    """The metric in the end, smoothed as the plot shows it, or as evaluated."""
+    if self.evaluated is not None:
+      return self.evaluated
     return float(smooth(self.curve.values)[-1]) if self.curve else None
 
 
@@ -53,13 +57,26 @@ def read_rows(
     out: folder of the folders of the runs.
     states: state of each run, by name.
     values: fields that tell it from the others, by name.
-    metric: name of a number in `metrics.jsonl`.
+    metric: name of a number in `metrics.jsonl`, or of a figure that
+      `composer-jax evaluate --out OUT/RUN/evaluation` found, which then counts.
     goal: `min` or `max`, whichever is better.
   """
   curves = {curve.stage: curve for curve in read_curves(out) if curve.name == metric}
-  rows = [Row(name, states[name], values[name], curves.get(name)) for name in states]
+  rows = [
+    Row(
+      name, states[name], values[name], curves.get(name), _evaluated(out / name, metric)
+    )
+    for name in states
+  ]
   sign = 1 if goal == 'min' else -1
   return sorted(rows, key=lambda r: float('inf') if r.last is None else sign * r.last)
+
+
+def _evaluated(run: pathlib.Path, metric: str) -> float | None:
+  path = run / 'evaluation' / 'evaluation.json'
+  if not path.is_file():
+    return None
+  return read_json(path, ('figures',), 'Evaluate again.')['figures'].get(metric)
 
 
 def _cells(rows: Sequence[Row], metric: str) -> list[list[str]]:

@@ -42,6 +42,17 @@ def test_the_best_is_first_and_what_is_not_known_is_last(out):
   assert [row.name for row in rows(out, goal='max')][:2] == ['000-a', '002-c']
 
 
+def test_runs_are_ranked_by_what_evaluate_found(out):
+  for name, level in LEVELS.items():
+    folder = out / name / 'evaluation'
+    folder.mkdir()
+    figures = {'all/palette_cosine': level / 4}
+    (folder / 'evaluation.json').write_text(json.dumps({'figures': figures}))
+  found = rows(out, goal='max', metric='all/palette_cosine')
+  assert [row.name for row in found] == ['000-a', '002-c', '001-b', '003-d']
+  assert [row.last for row in found] == [0.75, 0.5, 0.25, None]
+
+
 def test_the_table_lines_up(out):
   lines = table(rows(out), 'loss').splitlines()
   assert lines[0].split() == ['run', 'train.seed', 'state', 'steps', 'loss']
