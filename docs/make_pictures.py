@@ -1,4 +1,4 @@
-"""Makes the pictures of README.md and docs/tasks.md from the shipped model.
+"""Makes the pictures of README.md and docs/tasks/README.md from the shipped model.
 
 Run:  python docs/make_pictures.py --data demo/data
 
@@ -22,8 +22,10 @@ from composer_jax import conditions
 from composer_jax.composer import Composer, decompose, square_of
 from composer_jax.evaluation.curves import read_curves
 from composer_jax.images import Picture
+from composer_jax.sampling.expression import And, Is, Not, Weighted
 from composer_jax.seeds import generator
 from composer_jax.shipped import model_folder
+from composer_jax.tasks.boolean import boolean
 from composer_jax.tasks.colorization import colorization
 from composer_jax.tasks.composition import composition
 from composer_jax.tasks.interpolation import interpolation
@@ -154,7 +156,7 @@ def from_text(composer: Composer, texts: list[str], seeds: int = 3) -> Image.Ima
 
 
 def of_tasks(composer: Composer, records: list[dict]) -> dict[str, Image.Image]:
-  """A picture of each task of docs/tasks.md, by name."""
+  """A picture of each task of docs/tasks/, by name."""
   images = np.stack([record['image'] for record in records])
   own = stacked(composer, records)
   other = np.roll(np.arange(len(images)), 1)
@@ -174,6 +176,14 @@ def of_tasks(composer: Composer, records: list[dict]) -> dict[str, Image.Image]:
     shares = np.linspace(0, 1, 5)
     made = {f'{share:.2f}': draw(share) for share in shares}
     return beside(image=images, **made, other=images[other])
+
+  def follow(weight: float) -> list[np.ndarray]:
+    made = []
+    for sketch, palette, seed in zip(own['sketch'], own['palette'], seeds, strict=True):
+      away = Weighted(weight, Not(Is('palette', palette)))
+      asked = And((Is('sketch', sketch), away))
+      made += list(boolean(composer, asked, seeds=seeds[seed : seed + 1]))
+    return made
 
   count = len(images)
   return {
@@ -252,6 +262,12 @@ def of_tasks(composer: Composer, records: list[dict]) -> dict[str, Image.Image]:
         },
         seeds=seeds,
       ),
+    ),
+    'boolean': beside(
+      sketch_of=images,
+      colours=[palettes.draw(value) for value in own['palette']],
+      sketch=follow(0.0),
+      away_from_them=follow(1.0),
     ),
   }
 
