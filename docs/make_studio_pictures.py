@@ -52,6 +52,19 @@ def compose(page: Page, files: list[pathlib.Path]) -> None:
   expect(page.locator('#status')).to_contain_text('made.', timeout=120_000)
 
 
+def paint(page: Page) -> None:
+  """Paints over the head of the first image."""
+  page.locator('dialog[data-ready]').wait_for()
+  page.get_by_label('Size of the brush').fill('10')
+  box = page.locator('dialog canvas').bounding_box()
+  assert box is not None
+  for y in (0.08, 0.16, 0.24, 0.32):
+    for move, x in ((page.mouse.move, 0.1), (page.mouse.move, 0.42)):
+      move(box['x'] + x * box['width'], box['y'] + y * box['height'])
+      page.mouse.down()
+    page.mouse.up()
+
+
 def keep(page: Page, name: str, *, whole: bool = False) -> None:
   """A screenshot in few colours, which keeps it small."""
   path = FOLDER / f'studio_{name}.png'
@@ -82,9 +95,11 @@ def main() -> None:
         page.locator('#result').scroll_into_view_if_needed()
         page.evaluate("document.querySelector('#result').scrollIntoView()")
         keep(page, f'{name}_result')
-      for condition in ('sketch', 'mask', 'palette'):
+      for condition in ('mask', 'palette'):
         page.get_by_role('button', name=f'Edit {condition}').click()
         page.locator('dialog[open]').wait_for()
+        if condition == 'mask':
+          paint(page)
         keep(page, f'{name}_{condition}')
         page.get_by_role('button', name='Discard').click()
     browser.close()

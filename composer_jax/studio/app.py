@@ -481,13 +481,15 @@ def build(engine: Engine) -> gr.Blocks:
 
 def theme() -> gr.themes.Base:
   """Calm, and with the fonts of the system: nothing is fetched from elsewhere."""
-  return gr.themes.Base(
+  base = gr.themes.Base(
     primary_hue='indigo',
     neutral_hue='slate',
     font=['system-ui', 'sans-serif'],
     font_mono=['ui-monospace', 'monospace'],
     radius_size='md',
   )
+  # The default is too pale to read.
+  return base.set(body_text_color_subdued='*neutral_500')
 
 
 def head() -> str:
