@@ -315,6 +315,7 @@ class Composer:
     windows: Mapping[str, tuple[float, float]] | None = None,
     base: Mapping[str, np.ndarray] | None = None,
     sampling: Mapping[str, Any] | None = None,
+    start: np.ndarray | None = None,
     watch: Watch | None = None,
   ) -> np.ndarray:
     """Makes images that each follow a sum of terms; see `sampling.expression`.
@@ -327,6 +328,7 @@ class Composer:
       windows: as in `compose`.
       base: as in `compose`, but without a batch axis.
       sampling: as in `compose`.
+      start: as in `compose`.
       watch: as in `compose`.
 
     Returns:
@@ -357,7 +359,7 @@ class Composer:
     origin = self._origin(repeated, count)
     weights = np.array([[term.weight for term in own] for own in padded], np.float32)
     wish = Wish(tuple(branches), weights.T, origin)
-    return self._run(wish, np.asarray(seeds), sampling or {}, watch=watch)
+    return self._run(wish, np.asarray(seeds), sampling or {}, start, watch=watch)
 
   @functools.cached_property
   def _blank(self) -> np.ndarray | None:

@@ -26,6 +26,8 @@ FIELD = 'composer_jax'
 """Name of the text field of the PNG."""
 BASE = 'base'
 """In the place of a term's number, for the conditions that guidance leads away from."""
+START = 'start'
+"""Name of the array of the noise that the image starts from, where it is given."""
 MAX_BYTES = 2**28
 """Largest conditions that are unpacked; more is a decompression bomb."""
 
@@ -42,6 +44,8 @@ class Recipe:
     windows: of conditions by name, as in `Composer.compose`.
     base: conditions that guidance leads away from, by name; none if empty.
     sampling: fields of `config.SampleConfig`; the model's own if missing.
+    start: x_T of the base model, (s, s, 3), as `Composer.invert` gives it; drawn from
+      the seed if None.
   """
 
   model: str
@@ -51,13 +55,15 @@ class Recipe:
   windows: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
   base: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
   sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  start: np.ndarray | None = None
 
   def to_json(self) -> str:
     """The recipe as text; the conditions are a base64 of NumPy's npz.
 
-    Its arrays are named `TERM.CONDITION`, with the number of the term or `base`.
+    Its arrays are named `TERM.CONDITION`, with the number of the term or `base`; and
+    there may be one named `start`.
     """
-    arrays: dict[str, Any] = {}
+    arrays: dict[str, Any] = {} if self.start is None else {START: self.start}
     sets = {str(i): term.values for i, term in enumerate(self.terms)}
     for key, values in (sets | {BASE: self.base}).items():
       # In one order, so that the same recipe is the same text.
@@ -93,7 +99,8 @@ class Recipe:
         raise ValueError(f'{size:,} bytes of conditions')
       sets: dict[str, dict[str, np.ndarray]] = {}
       with np.load(archive, allow_pickle=False) as arrays:
-        for key in arrays.files:
+        start = arrays[START] if START in arrays.files else None
+        for key in set(arrays.files) - {START}:
           term, condition = key.split('.')
           sets.setdefault(term, {})[condition] = arrays[key]
       weights = plain.pop('weights')
@@ -108,6 +115,7 @@ class Recipe:
           for key, weight in zip(keys, weights, strict=True)
         ),
         base=sets.get(BASE, {}),
+        start=start,
         **plain,
       )
       recipe._check()
@@ -132,6 +140,9 @@ class Recipe:
       raise ValueError(f'one of the numbers {numbers}')
     if any(len(window) != 2 for window in self.windows.values()):
       raise ValueError(f'windows {self.windows!r}')
+    start = self.start
+    if start is not None and not (start.dtype == 'f4' and np.isfinite(start).all()):
+      raise ValueError('a start that is no noise')
     settings_from(SampleConfig(), self.sampling)
 
 
@@ -160,6 +171,7 @@ def make(composer: Composer, recipe: Recipe, watch: Watch | None = None) -> np.n
     windows=recipe.windows,
     base=recipe.base or None,
     sampling=recipe.sampling,
+    start=None if recipe.start is None else recipe.start[None],
     watch=watch,
   )[0]
 

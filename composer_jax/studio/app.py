@@ -25,7 +25,7 @@ from composer_jax.studio.engine import Cancelled, Engine, Look
 from composer_jax.studio.limits import plain_name
 from composer_jax.studio.panel import MAX_SEED, Panel
 from composer_jax.studio.presets import PRESETS
-from composer_jax.studio.session import OWN, Session
+from composer_jax.studio.session import FIRST, OWN, RECIPE, SEED, STARTS, WAY, Session
 
 WEB = pathlib.Path(__file__).parent / 'web'
 KEPT = 24
@@ -217,7 +217,7 @@ class Studio:
   def _fields(self, panel: Panel | None) -> list[Any]:
     """What is on the page outside of the board."""
     if panel is None:
-      return [gr.skip()] * 9
+      return [gr.skip()] * 11
     sample = self.engine.composer.stages[0].config.sample
     settings = dataclasses.asdict(sample) | dict(panel.sampling)
     names = ('steps', 'guidance', 'sampler', 'eta', 'rescale')
@@ -227,6 +227,8 @@ class Studio:
       panel.prior,
       panel.seed,
       *(settings[name] for name in names),
+      SEED if panel.start is None else RECIPE,
+      '',
     ]
 
   @told
@@ -239,7 +241,7 @@ class Studio:
   def preset(self, visit: Visit, name: str | None) -> Any:
     """Chooses what a task takes."""
     if name not in PRESETS:
-      return say(''), self.board(visit.session), gr.skip()
+      return say(''), self.board(visit.session), *[gr.skip()] * 3
     preset, session = PRESETS[name], visit.session
     side = self.engine.composer.condition_size
     session.preset(preset, side)
@@ -249,7 +251,11 @@ class Studio:
     editor: Any = gr.skip()
     if preset.edit:
       editor = session.canvas(preset.edit, side)
-    return say(text), self.board(session), editor
+    start, count = SEED, gr.skip()
+    if preset.start:
+      start = WAY if preset.images == 2 else FIRST
+      count = min(4, self.engine.limits.count) if preset.images == 2 else 1
+    return say(text), self.board(session), editor, start, count
 
   @told
   def edit(self, visit: Visit, choices: Any, event: gr.EventData) -> Any:
@@ -268,9 +274,8 @@ class Studio:
 
   def panel(self, visit: Visit, choices: Any, fields: tuple[Any, ...]) -> Panel:
     """Everything on the page as a panel."""
-    caption, negative, prior, seed, steps, guidance, sampler, eta, rescale, count = (
-      fields
-    )
+    caption, negative, prior, seed, steps, guidance, sampler, eta, rescale = fields[:9]
+    start, expression, count = fields[9:]
     limits = self.engine.limits
     visit.session.choose(choices or {}, self.engine)
     sampling = {
@@ -286,8 +291,11 @@ class Studio:
     if not self.engine.speaks:
       settings = {'caption': '', 'negative': ''}
     texts = {name: limits.words(text, f'The {name}') for name, text in settings.items()}
+    words = limits.words(expression, 'The expression')
     return visit.session.panel(
+      str(start),
       **texts,
+      expression=visit.session.expression(self.engine, words),
       prior=bool(prior),
       seed=limits.whole(seed, 'The seed', 0, MAX_SEED),
       count=limits.whole(count, 'The number of images', 1, limits.count),
@@ -358,7 +366,8 @@ class Studio:
   @told
   def restore(self, visit: Visit, event: gr.EventData) -> Any:
     made = self._made(visit, event)
-    restored = dataclasses.replace(made.panel, seed=made.recipe.seed)
+    # What an expression or a way has become is in the recipe.
+    restored = Panel.from_recipe(made.recipe, made.panel.notes())
     visit.session.restore(restored)
     return (
       say('The panel is as it was for this image.', 'good'),
@@ -439,6 +448,15 @@ def build(engine: Engine) -> gr.Blocks:
           sampler = gr.Dropdown([*SAMPLERS], value=sample.sampler, label='Sampler')
           eta = gr.Slider(0, 1, sample.eta, step=0.05, label='Eta (of DDIM)')
           rescale = gr.Slider(0, 1, sample.rescale, step=0.05, label='Rescale')
+          start = gr.Dropdown(
+            [*STARTS], value=SEED, label='Start', info='Two are for DDIM inversion.'
+          )
+          expression = gr.Textbox(
+            label='Expression',
+            info='Image numbers, colours, and captions in quotes.',
+            placeholder="sketch:1 & (palette:2 | palette:#aa3322) & !caption:'snow'",
+            max_length=limits.text,
+          )
           prior = gr.Checkbox(
             True,
             label='A caption gets an embedding by the prior',
@@ -446,6 +464,7 @@ def build(engine: Engine) -> gr.Blocks:
           )
 
     fields = [caption, negative, prior, seed, steps, guidance, sampler, eta, rescale]
+    fields += [start, expression]
     quiet: dict[str, Any] = {'show_progress': 'hidden', 'api_visibility': 'private'}
 
     def on(event: Any, method: Any, inputs: list[Any], outputs: list[Any]) -> Any:
@@ -460,7 +479,7 @@ def build(engine: Engine) -> gr.Blocks:
     on(board.remove, studio.remove, [board], [board])
     on(board.edit, studio.edit, [board], [editor])
     on(editor.submit, studio.drawn, [board, editor], [board])
-    on(preset.input, studio.preset, [preset], [board, editor])
+    on(preset.input, studio.preset, [preset], [board, editor, start, count])
     on(result.seed, studio.reuse_seed, [], [seed])
     on(result.reuse, studio.reuse_image, [board], [board])
     on(result.restore, studio.restore, [], [board, *fields])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,12 +13,28 @@ from composer_jax.composer import Composer
 from composer_jax.conditions import by_name
 from composer_jax.images import encode_png, png_text
 from composer_jax.recipe import FIELD, Recipe
-from composer_jax.sampling.expression import Term
+from composer_jax.sampling.expression import And, Expression, Is, Term, terms
+from composer_jax.seeds import generator
 from composer_jax.studio.limits import Limits
+from composer_jax.tasks.parts import LOOKS, between, reversible, slerp
 
 NOTES = 'studio'
 """Field of a shared recipe, and of a PNG behind the recipe's, that holds texts."""
 MAX_SEED = 2**32 - 1
+MAX_TERMS = 6
+"""Terms of an expression besides the first; each is as much work as an image."""
+
+
+class Origin(NamedTuple):
+  """An image whose noise others start from.
+
+  Attributes:
+    pixels: uint8 (S, S, 3).
+    found: its conditions by name.
+  """
+
+  pixels: np.ndarray
+  found: Mapping[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +50,11 @@ class Panel:
     prior: whether a caption without semantics gets some by the prior.
     away: stored conditions that guidance leads away from, where no text says them.
     more: further terms of an expression, as a restored recipe may have them.
+    expression: further conditions, resolved; see `sampling.expression`.
+    origins: images to start from, by DDIM inversion: of one, its noise, as in
+      `tasks.reconfiguration`; of two, what lies on the way between, as in
+      `tasks.interpolation`; of none, noise from the seed.
+    start: x_T of the base model (s, s, 3), as a restored recipe may have it.
     seed: of the first image; the others have the next ones.
     count: of images.
     sampling: settings, as `Composer.compose` takes them.
@@ -47,6 +68,9 @@ class Panel:
   prior: bool = True
   away: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
   more: tuple[Term, ...] = ()
+  expression: Expression | None = None
+  origins: tuple[Origin, ...] = ()
+  start: np.ndarray | None = None
   seed: int = 0
   count: int = 1
   sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -68,11 +92,16 @@ class Panel:
       start, end = (limits.number(x, f'The time of {name}', 0, 1) for x in window)
       if start > end:
         raise ValueError(f'The time of {name} ends at {end:g}, before {start:g}.')
-    if len(self.more) > limits.images:
-      raise ValueError(f'{len(self.more)} terms; expected at most {limits.images}.')
+    if len(self.more) > MAX_TERMS:
+      raise ValueError(f'{len(self.more)} more terms; expected at most {MAX_TERMS}.')
     for values in (self.values, self.away, *(term.values for term in self.more)):
       for name, value in values.items():
         check_value(composer, name, value)
+    size = composer.sizes[0]
+    if self.start is not None and self.start.shape != (size, size, 3):
+      raise ValueError(
+        f'The noise to start from is {self.start.shape}; expected {(size, size, 3)}.'
+      )
     asked = self.sampling
     if 'steps' in asked:
       limits.whole(asked['steps'], 'Steps', 1, limits.steps)
@@ -91,26 +120,66 @@ class Panel:
       values = composer.embed_caption(self.caption) | values
     if self.negative:
       away |= composer.embed_caption(self.negative)
+    starts = self._starts(composer)
     made = []
     for number in range(self.count):
-      seed = (self.seed + number) % (MAX_SEED + 1)
-      complete = composer.imagine(values, seed) if self.prior else values
-      used = {*complete, *(name for term in self.more for name in term.values)}
+      seed = self.seed if len(self.origins) == 2 else self.seed + number
+      seed %= MAX_SEED + 1
+      parts = [Is(n, v) for n, v in (values | self._between(number)).items()]
+      joined = And((*parts, *([self.expression] if self.expression else ())))
+      first, *rest = terms(joined, generator(seed, 'expression'))
+      if len(rest) + len(self.more) > MAX_TERMS:
+        raise ValueError(f'The expression has more than {MAX_TERMS} terms.')
+      if self.prior:
+        first = first._replace(values=composer.imagine(first.values, seed))
+      all_terms = (first, *rest, *self.more)
+      used = {name for term in all_terms for name in term.values}
       made.append(
         Recipe(
           model=composer.fingerprint,
           seed=seed,
-          terms=(Term(1.0, complete), *self.more),
+          terms=all_terms,
           strengths={n: float(s) for n, s in self.strengths.items() if n in used},
           windows={n: w for n, w in self.windows.items() if n in used},
           base=away,
-          sampling=self.sampling,
+          sampling=reversible(self.sampling) if self.origins else self.sampling,
+          start=starts[number] if self.origins else self.start,
         )
       )
     return made
 
+  def _share(self, number: int) -> np.ndarray:
+    """How far an image is on the way from the first origin to the second."""
+    return np.linspace(0, 1, max(self.count, 2))[[number]]
+
+  def _between(self, number: int) -> dict[str, np.ndarray]:
+    """What says how an image looks, on the way between two."""
+    if len(self.origins) < 2:
+      return {}
+    a, b = (origin.found for origin in self.origins)
+    return {
+      name: between(name, a[name][None], b[name][None], self._share(number))[0]
+      for name in LOOKS
+      if name in self.values and name in a and name in b
+    }
+
+  def _starts(self, composer: Composer) -> Sequence[np.ndarray]:
+    """The noise that each image starts from, where there are origins."""
+    noises = []
+    for pixels, found in self.origins:
+      # The mask would hold the pixels themselves.
+      own = {n: found[n][None] for n in self.values if n in found and n != 'mask'}
+      settings = reversible(self.sampling)
+      noises.append(composer.invert(pixels[None], own, sampling=settings))
+    if len(noises) < 2:
+      return [noise[0] for noise in noises] * self.count
+    first, second = noises
+    return [slerp(first, second, self._share(i))[0] for i in range(self.count)]
+
   def notes(self) -> dict[str, Any]:
     """What a recipe does not say: the words, and what came from them."""
+    if self.expression is not None:  # Its conditions and those of words are joined.
+      return {}
     return {
       'caption': self.caption,
       'negative': self.negative,
@@ -137,9 +206,10 @@ class Panel:
       more=tuple(more),
       seed=recipe.seed,
       sampling=recipe.sampling,
+      start=recipe.start,
       prior=False,
     )
-    if notes is None:
+    if not notes:
       return known
     texts = [notes.get('caption', ''), notes.get('negative', '')]
     prior, chosen = notes.get('prior', False), notes.get('chosen', [*values])

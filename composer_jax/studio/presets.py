@@ -19,6 +19,7 @@ class Preset:
     images: how many it needs.
     caption: whether it needs one.
     edit: the condition to draw or choose by hand first.
+    start: whether images start from the noise behind as many images as it needs.
   """
 
   what: str
@@ -26,6 +27,7 @@ class Preset:
   images: int = 0
   caption: bool = False
   edit: str = ''
+  start: bool = False
 
 
 def _all(names: tuple[str, ...], image: int = 0) -> dict[str, int]:
@@ -35,6 +37,16 @@ def _all(names: tuple[str, ...], image: int = 0) -> dict[str, int]:
 PRESETS: dict[str, Preset] = {
   'text to image': Preset('What a text says.', caption=True),
   'variation': Preset('Other images with the look of one.', _all(LOOKS), 1),
+  'interpolation': Preset(
+    'Images on the way from the first to the second.', _all(LOOKS), 2, start=True
+  ),
+  'reconfiguration': Preset(
+    'An image in other colours, all else kept.',
+    _all((*SHAPES, 'palette')),
+    1,
+    edit='palette',
+    start=True,
+  ),
   'colorization': Preset(
     'Light, shade and lines of the first, colours of the second.',
     _all(('intensity', 'sketch')) | _all(('palette',), 1),
@@ -76,5 +88,8 @@ PRESETS: dict[str, Preset] = {
     'Lines of the first, colours and embedding of the second.',
     _all(('sketch',)) | _all(LOOKS, 1),
     2,
+  ),
+  'Boolean expression': Preset(
+    'Conditions joined by & | ! and weights: write an expression, under More settings.'
   ),
 }

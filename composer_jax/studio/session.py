@@ -11,12 +11,20 @@ import numpy as np
 from composer_jax.composer import square_of
 from composer_jax.conditions import ALL, by_name
 from composer_jax.images import Picture, encode_png
-from composer_jax.sampling.expression import Term
+from composer_jax.sampling.expression import Expression, Term, parse, resolve
 from composer_jax.studio import pictures
 from composer_jax.studio.engine import Engine
-from composer_jax.studio.panel import Panel
+from composer_jax.studio.panel import Origin, Panel
 from composer_jax.studio.presets import Preset
 
+SEED, FIRST, WAY, RECIPE = (
+  'noise from the seed',
+  'noise behind the first image',
+  'the way from the first image to the second',
+  'noise of the recipe',
+)
+"""What images start from."""
+STARTS = (SEED, FIRST, WAY, RECIPE)
 OWN = 'own'
 """Instead of the key of an image: the value that was drawn, or restored."""
 
@@ -63,6 +71,9 @@ class Session:
     choices: by name of the condition.
     more: terms of a restored recipe that the panel cannot show.
     away: conditions that a restored recipe leads away from.
+    start: noise of a restored recipe.
+    sampling: settings of a restored recipe.
+    opened: number of images that were opened.
   """
 
   sources: dict[str, Source] = dataclasses.field(default_factory=dict)
@@ -70,6 +81,8 @@ class Session:
   choices: dict[str, Choice] = dataclasses.field(default_factory=dict)
   more: tuple[Term, ...] = ()
   away: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  start: np.ndarray | None = None
+  sampling: dict[str, Any] = dataclasses.field(default_factory=dict)
   opened: int = 0
 
   def add(self, engine: Engine, picture: Picture, name: str) -> str:
@@ -128,8 +141,60 @@ class Session:
       )
     self.choices = chosen
 
-  def panel(self, **more: Any) -> Panel:
-    """What is chosen; `more` are the fields that the page has outside of the board."""
+  def origins(self, start: str) -> tuple[Origin, ...]:
+    """The images whose noise others start from.
+
+    Raises:
+      ValueError: they are not there.
+    """
+    count = {FIRST: 1, WAY: 2}.get(start, 0)
+    if start not in STARTS or (start == RECIPE and self.start is None):
+      raise ValueError(f'There is no {start!r:.60} to start from.')
+    if len(self.sources) < count:
+      raise ValueError(f'To start from {start} takes {count} images; add them first.')
+    first = [*self.sources.values()][:count]
+    return tuple(Origin(source.pixels, source.found) for source in first)
+
+  def expression(self, engine: Engine, text: str) -> Expression | None:
+    """An expression whose images are numbers: `sketch:1 & !palette:2`.
+
+    Raises:
+      ValueError: it is none.
+    """
+    if not text:
+      return None
+
+    def value_of(name: str, text: str) -> dict[str, np.ndarray]:
+      (condition,) = by_name([name])
+      if condition.from_text:
+        return engine.composer.embed_caption(text)
+      if name == 'palette' and text.startswith('#'):
+        return {name: pictures.palette_of(text.split(','))}
+      keys = [*self.sources]
+      index = int(text) - 1 if text.isdecimal() and len(text) < 4 else -1
+      found = self.value(name, keys[index]) if 0 <= index < len(keys) else None
+      if found is None:
+        raise ValueError(
+          f'{name}:{text!r:.40} in the expression is no image; expected 1 to'
+          f' {max(len(keys), 1)}.'
+        )
+      return {name: found}
+
+    return resolve(parse(text), value_of)
+
+  def panel(
+    self,
+    start: str = SEED,
+    sampling: Mapping[str, Any] | None = None,
+    **more: Any,
+  ) -> Panel:
+    """What is chosen.
+
+    Args:
+      start: one of `STARTS`.
+      sampling: settings; others are those of a restored recipe.
+      more: fields of a panel that the page has outside of the board.
+    """
     values, strengths, windows = {}, {}, {}
     for name, choice in self.choices.items():
       value = self.value(name, choice.source)
@@ -140,13 +205,22 @@ class Session:
       if (choice.start, choice.end) != (0, 1):
         windows[name] = (choice.start, choice.end)
     return Panel(
-      values, strengths, windows, more=self.more, away=dict(self.away), **more
+      values,
+      strengths,
+      windows,
+      more=self.more,
+      away=dict(self.away),
+      origins=self.origins(start),
+      start=self.start if start == RECIPE else None,
+      sampling=self.sampling | dict(sampling or {}),
+      **more,
     )
 
   def restore(self, panel: Panel) -> None:
     """Puts the conditions of a panel in the place of what was chosen."""
     self.own = dict(panel.values)
-    self.more, self.away = panel.more, dict(panel.away)
+    self.more, self.away, self.start = panel.more, dict(panel.away), panel.start
+    self.sampling = dict(panel.sampling)
     self.choices = {
       condition.name: Choice(
         OWN if condition.name in panel.values else '',
@@ -166,7 +240,7 @@ class Session:
       count = 'one image' if preset.images == 1 else f'{preset.images} images'
       raise ValueError(f'{preset.what} It needs {count}; add them first.')
     keys = [*self.sources]
-    self.more, self.away = (), {}
+    self.more, self.away, self.sampling = (), {}, {}
     self.choices = {
       name: Choice(keys[number])
       for name, number in preset.take.items()

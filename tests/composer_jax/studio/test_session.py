@@ -4,14 +4,17 @@ import numpy as np
 import pytest
 import skimage.data
 
+from composer_jax.composer import REVERSIBLE
 from composer_jax.conditions.palette import codebook
 from composer_jax.images import Picture, encode_png
+from composer_jax.recipe import Recipe, make
 from composer_jax.studio.engine import Engine
 from composer_jax.studio.limits import Limits
 from composer_jax.studio.panel import Panel
 from composer_jax.studio.pictures import data_uri
 from composer_jax.studio.presets import PRESETS
-from composer_jax.studio.session import OWN, Choice, Session
+from composer_jax.studio.session import FIRST, OWN, RECIPE, WAY, Choice, Session
+from composer_jax.tasks.interpolation import interpolation
 from tests.composer_jax.tiny import SIZE, composer_of
 
 ASTRONAUT = Picture(skimage.data.astronaut())
@@ -161,3 +164,89 @@ def test_choosing_a_task_forgets_what_was_restored(session):
   session.restore(Panel(away={'palette': np.zeros(180, np.float32)}))
   session.preset(PRESETS['variation'], SIZE)
   assert not session.panel().away
+
+
+def recipes(engine, session, *words, **more):
+  settings = {'sampling': {'steps': 2}, 'prior': False}
+  return session.panel(*words, **settings, **more).recipes(engine.composer)
+
+
+def test_an_image_starts_from_the_noise_behind_another_and_its_recipe_has_it(
+  engine, session
+):
+  session.choose({'sketch': {'source': '1'}, 'palette': {'source': '2'}}, engine)
+  (recipe,) = recipes(engine, session, FIRST)
+  own = {n: session.sources['1'].found[n][None] for n in ('sketch', 'palette')}
+  pixels = session.sources['1'].pixels[None]
+  noise = engine.composer.invert(pixels, own, sampling={'steps': 2} | REVERSIBLE)
+  np.testing.assert_array_equal(recipe.start, noise[0])
+  assert recipe.sampling == {'steps': 2} | REVERSIBLE
+  again = Recipe.from_json(recipe.to_json(), 'recipe')
+  np.testing.assert_array_equal(
+    make(engine.composer, again), make(engine.composer, recipe)
+  )
+  other = Session()
+  other.restore(Panel.from_recipe(again))
+  (restored,) = recipes(engine, other, RECIPE)
+  assert restored.to_json() == recipe.to_json()
+
+
+def test_the_way_between_two_images_is_that_of_interpolation(engine, session):
+  session.choose({'palette': {'source': '1'}}, engine)
+  made = [
+    make(engine.composer, recipe) for recipe in recipes(engine, session, WAY, count=3)
+  ]
+  first, second = (np.stack([session.sources[key].pixels] * 3) for key in ('1', '2'))
+  wanted = interpolation(
+    engine.composer,
+    first,
+    second,
+    np.linspace(0, 1, 3),
+    names=['palette'],
+    sampling={'steps': 2},
+  )
+  assert np.abs(np.stack(made).astype(int) - wanted).max() <= 2
+
+
+def test_what_is_not_there_is_nothing_to_start_from(engine, session):
+  with pytest.raises(ValueError, match='There is no .noise of the recipe'):
+    session.panel(RECIPE)
+  with pytest.raises(ValueError, match="There is no '../x'"):
+    session.panel('../x')
+  with pytest.raises(ValueError, match='takes 2 images; add them first'):
+    Session().panel(WAY)
+
+
+def test_an_expression_takes_images_by_number(engine, session):
+  text = 'sketch:1 & !0.5*palette:2 & palette:#ff0000,#000000'
+  expression = session.expression(engine, text)
+  (recipe,) = recipes(engine, session, expression=expression)
+  first, second = recipe.terms
+  assert first.values.keys() == {'sketch', 'palette'} and second.weight == -0.5
+  found = session.sources['2'].found['palette']
+  np.testing.assert_array_equal(second.values['palette'], found)
+  again = Panel.from_recipe(Recipe.from_json(recipe.to_json(), 'recipe'), {})
+  assert again.recipes(engine.composer)[0].terms[1].weight == -0.5
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('sketch:3', 'is no image; expected 1 to 2'),
+    ('sketch:../../etc/passwd', 'is no image'),
+    ('sketch:0', 'is no image'),
+    ('palette:#ff', 'is no colour'),
+    ('sketch', 'The expression'),
+    ('smell:1', "Unknown condition 'smell'"),
+    ("caption:'a cat'", 'needs a model with a dual encoder'),
+  ],
+)
+def test_what_is_no_expression_is_refused(engine, session, text, message):
+  with pytest.raises(ValueError, match=message):
+    session.expression(engine, text)
+
+
+def test_an_expression_of_many_terms_is_refused(engine, session):
+  expression = session.expression(engine, ' & '.join(['!palette:1'] * 8))
+  with pytest.raises(ValueError, match='more than 6 terms'):
+    recipes(engine, session, expression=expression)
