@@ -40,6 +40,7 @@ class Originals:
 
   def __call__(self, keys: Sequence[str]) -> np.ndarray:
     """uint8 sRGB (B, size, size, 3)."""
-    places = [self._places[source_key(key)] for key in keys]
-    loaded = [self._source.load(place, self._size) for place in places]
+    # A source's own keys may look like those of copies.
+    own = [key if key in self._places else source_key(key) for key in keys]
+    loaded = [self._source.load(self._places[key], self._size) for key in own]
     return np.stack([clip_square(each.picture, self._size) for each in loaded])
