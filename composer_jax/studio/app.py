@@ -250,7 +250,7 @@ class Studio:
       text += ' Write a caption.'
     editor: Any = gr.skip()
     if preset.edit:
-      editor = session.canvas(preset.edit, side)
+      editor = self.canvas(session, preset.edit)
     start, count = SEED, gr.skip()
     if preset.start:
       start = WAY if preset.images == 2 else FIRST
@@ -261,10 +261,12 @@ class Studio:
   def edit(self, visit: Visit, choices: Any, event: gr.EventData) -> Any:
     """Opens the dialog."""
     visit.session.choose(choices or {}, self.engine)
-    name, side = str(event._data.get('name')), self.engine.composer.condition_size
-    # With a number, the same condition can be opened twice in a row.
-    canvas = visit.session.canvas(name, side) | {'opened': secrets.token_hex(4)}
-    return say(''), canvas
+    return say(''), self.canvas(visit.session, str(event._data.get('name')))
+
+  def canvas(self, session: Session, name: str) -> dict[str, Any]:
+    """What the dialog opens with; each time another value, or it would not open."""
+    canvas = session.canvas(name, self.engine.composer.condition_size)
+    return canvas | {'opened': secrets.token_hex(4)}
 
   @told
   def drawn(self, visit: Visit, choices: Any, edited: Any) -> Any:
