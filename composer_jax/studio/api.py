@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import pathlib
+import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import gradio as gr
@@ -20,6 +22,8 @@ from composer_jax.studio.limits import plain_name
 from composer_jax.studio.panel import Panel
 
 SETTINGS = ('steps', 'guidance', 'sampler', 'spacing', 'eta', 'rescale', 'percentile')
+ANSWERS = 32
+"""Of so many the files are kept; Gradio copies them when it answers."""
 OPTIONS = (*SETTINGS, 'seed', 'count', 'prior', 'strengths', 'windows')
 
 
@@ -28,6 +32,7 @@ class Api:
 
   def __init__(self, engine: Engine):
     self.engine = engine
+    self._folders: collections.deque[pathlib.Path] = collections.deque()
 
   def compose(
     self,
@@ -115,7 +120,7 @@ class Api:
       raise ValueError('There is no image; give one.')
     picture = self.engine.limits.picture(image, plain_name(image))
     found = self.engine.decompose(picture)
-    return _files(
+    return self._files(
       (condition.name, encode_png(condition.draw(found[condition.name])))
       for condition in by_name(found)
     )
@@ -129,18 +134,20 @@ class Api:
         made.append(
           (str(news.recipe.seed), panels.to_png(news.image, news.recipe, panel))
         )
-    return _files(iter(made))
+    return self._files(made)
 
-
-def _files(named: Iterator[tuple[str, bytes]]) -> list[str]:
-  """Writes files into a new folder of the studio's own."""
-  folder = pathlib.Path(tempfile.mkdtemp(dir=tempfile.gettempdir()))
-  paths = []
-  for name, data in named:
-    path = folder / f'{name}.png'
-    path.write_bytes(data)
-    paths.append(str(path))
-  return paths
+  def _files(self, named: Iterable[tuple[str, bytes]]) -> list[str]:
+    """Writes PNG files into a new folder; those of old answers go."""
+    folder = pathlib.Path(tempfile.mkdtemp())
+    self._folders.append(folder)
+    while len(self._folders) > ANSWERS:
+      shutil.rmtree(self._folders.popleft(), ignore_errors=True)
+    paths = []
+    for name, data in named:
+      path = folder / f'{name}.png'
+      path.write_bytes(data)
+      paths.append(str(path))
+    return paths
 
 
 def add_api(engine: Engine, line: dict[str, Any]) -> None:
