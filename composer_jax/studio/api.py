@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import pathlib
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
@@ -42,7 +43,7 @@ class Api:
     negative: str | None,
     options: Any,
     progress: Any = gr.Progress(),  # noqa: B008 - Gradio's way to ask for one.
-  ) -> list[str]:
+  ) -> Iterator[list[str]]:
     """Makes images from conditions of images, colours and captions.
 
     Args:
@@ -54,11 +55,11 @@ class Api:
       options: any of `OPTIONS`; strengths and windows are by condition.
       progress: what Gradio gives, to be told.
 
-    Returns:
-      PNG files, with their recipes inside.
+    Yields:
+      PNG files, with their recipes inside: those that are finished.
     """
     panel = self.panel(images or [], use or {}, caption, negative, options or {})
-    return self._make(panel, progress)
+    yield from self._make(panel, progress)
 
   def panel(
     self, images: list[str], use: Any, caption: Any, negative: Any, options: Any
@@ -108,46 +109,47 @@ class Api:
     self,
     recipe: str | None,
     progress: Any = gr.Progress(),  # noqa: B008 - Gradio's way to ask for one.
-  ) -> list[str]:
+  ) -> Iterator[list[str]]:
     """Makes the image of a recipe (JSON) again: a PNG."""
     text = recipe or ''
     self.engine.limits.size(text.encode(), 'The recipe')
-    return self._make(panels.restore(text, 'The recipe'), progress)
+    yield from self._make(panels.restore(text, 'The recipe'), progress)
 
-  def decompose(self, image: str | None) -> list[str]:
+  def decompose(self, image: str | None) -> Iterator[list[str]]:
     """A picture of each condition of an image: PNG files by its name."""
     if not image:
       raise ValueError('There is no image; give one.')
     picture = self.engine.limits.picture(image, plain_name(image))
-    found = self.engine.decompose(picture)
-    return self._files(
-      (condition.name, encode_png(condition.draw(found[condition.name])))
+    found, folder = self.engine.decompose(picture), self._folder()
+    yield [
+      _write(folder, condition.name, encode_png(condition.draw(found[condition.name])))
       for condition in by_name(found)
-    )
+    ]
 
-  def _make(self, panel: Panel, progress: Any) -> list[str]:
-    made = []
-    for news in self.engine.make(panel, threading.Event()):
-      if isinstance(news, Look):
-        progress((news.number + news.done) / panel.count)
-      else:
-        made.append(
-          (str(news.recipe.seed), panels.to_png(news.image, news.recipe, panel))
-        )
-    return self._files(made)
+  def _make(self, panel: Panel, progress: Any) -> Iterator[list[str]]:
+    paths, folder = [], self._folder()
+    # Closed when the one who asked goes away, it stops.
+    with contextlib.closing(self.engine.make(panel, threading.Event())) as making:
+      for news in making:
+        if isinstance(news, Look):
+          progress((news.number + news.done) / panel.count)
+          continue
+        png = panels.to_png(news.image, news.recipe, panel)
+        paths.append(_write(folder, str(news.recipe.seed), png))
+        yield list(paths)
 
-  def _files(self, named: Iterable[tuple[str, bytes]]) -> list[str]:
-    """Writes PNG files into a new folder; those of old answers go."""
-    folder = pathlib.Path(tempfile.mkdtemp())
-    self._folders.append(folder)
+  def _folder(self) -> pathlib.Path:
+    """A new folder for the files of an answer; those of old answers go."""
+    self._folders.append(pathlib.Path(tempfile.mkdtemp()))
     while len(self._folders) > ANSWERS:
       shutil.rmtree(self._folders.popleft(), ignore_errors=True)
-    paths = []
-    for name, data in named:
-      path = folder / f'{name}.png'
-      path.write_bytes(data)
-      paths.append(str(path))
-    return paths
+    return self._folders[-1]
+
+
+def _write(folder: pathlib.Path, name: str, data: bytes) -> str:
+  path = folder / f'{name}.png'
+  path.write_bytes(data)
+  return str(path)
 
 
 def add_api(engine: Engine, line: dict[str, Any]) -> None:
@@ -160,7 +162,7 @@ def add_api(engine: Engine, line: dict[str, Any]) -> None:
     @functools.wraps(method)  # Names of parameters are those of the endpoint.
     def call(*arguments: Any) -> Any:
       try:
-        return method(*arguments)
+        yield from method(*arguments)
       except (ValueError, OSError, RuntimeError, Cancelled) as error:
         raise gr.Error(str(error), print_exception=False) from error
 

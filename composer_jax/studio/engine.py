@@ -6,7 +6,7 @@ import dataclasses
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -109,7 +109,9 @@ class Engine:
       if condition.name in found and not condition.from_text
     }
 
-  def make(self, panel: Panel, cancelled: threading.Event) -> Iterator[Look | Made]:
+  def make(
+    self, panel: Panel, cancelled: threading.Event
+  ) -> Generator[Look | Made, None, None]:
     """Makes the images of a panel.
 
     Args:

@@ -12,6 +12,7 @@ import shutil
 import signal
 import struct
 import subprocess
+import time
 import zlib
 
 import httpx
@@ -495,6 +496,29 @@ def test_programs_take_apart_compose_and_make_again(client, files):
   (again,) = client.predict(recipe=json.dumps(recipes[1]), api_name='/remake')
   assert text_of(again) == recipes[1]
   assert Image.open(again).tobytes() == Image.open(made[1]).tobytes()
+
+
+def test_a_program_that_cancels_gets_no_more_and_lets_others_on(client):
+  begin = time.monotonic()
+  compose(client)
+  alone = time.monotonic() - begin
+  job = client.submit(
+    images=[],
+    use={},
+    caption='',
+    negative='',
+    options={'count': 8},
+    api_name='/compose',
+  )
+  while not job.outputs():
+    assert not job.done()
+    time.sleep(0.05)
+  assert job.cancel()
+  begin = time.monotonic()
+  (path,) = compose(client, options={'seed': 99})
+  assert text_of(path)['seed'] == 99
+  assert len(job.outputs()) < 8
+  assert time.monotonic() - begin < 4 * alone  # The others would take seven.
 
 
 def compose(client, **changes):
