@@ -9,7 +9,6 @@ import json
 import pathlib
 import re
 import shutil
-import signal
 import struct
 import subprocess
 import time
@@ -60,8 +59,11 @@ def server():
     assert line, 'the studio ended'
     lines.append(line)
   yield next(word for word in lines[-1].split() if word.startswith('http'))
-  process.send_signal(signal.SIGINT)
-  assert process.wait(30) == 0
+  process.terminate()  # Not SIGINT, which jobs in the background of a shell ignore.
+  try:
+    assert process.wait(30) == 0
+  finally:
+    process.kill()
 
 
 @pytest.fixture(scope='module')
