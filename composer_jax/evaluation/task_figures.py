@@ -299,18 +299,20 @@ def _region_editing(cases: Cases) -> Result:
   region = _middle(len(cases.images), full)
   images = resize_squares(cases.images, full)
   wishes = {'palette': cases.own['palette'][cases.other]}
-  made = region_editing(
-    cases.composer,
-    images,
-    region,
-    wishes,
-    seeds=cases.seeds,
-    sampling=cases.sampling,
+  made, free = (
+    region_editing(
+      cases.composer,
+      images,
+      region,
+      asked,
+      seeds=cases.seeds,
+      sampling=cases.sampling,
+    )
+    for asked in (wishes, {})
   )
-  inside, levels = region[0], made.astype(int)
-  change = np.abs(levels - images.astype(int))
-  low, high, reach = full // 4, 3 * full // 4, full // 16
-  beside = (low - reach, low + reach, high - reach, high + reach)
+  inside = region[0]
+  change = np.abs(made.astype(int) - images.astype(int))
+  border, rows = (full // 4, 3 * full // 4), slice(full // 4, 3 * full // 4)
   return Result(
     [
       of_images(
@@ -320,14 +322,14 @@ def _region_editing(cases: Cases) -> Result:
       ),
       of_images('mean change inside, gray levels', change[:, inside].mean((1, 2))),
       of_images(
-        'step over the border, gray levels',
-        _steps(levels, (low, high), slice(low, high)),
+        'step over the border where nothing is asked, gray levels',
+        _steps(free.astype(int), border, rows),
         higher_is_better=False,
-        beside=_steps(levels, beside, slice(low, high)),
-        baseline='over lines beside it',
+        beside=_steps(images.astype(int), border, rows),
+        baseline='in the original',
       ),
     ],
-    {'edited in the middle': made},
+    {'in other colours': made, 'nothing asked': free},
     cases.images,
   )
 
