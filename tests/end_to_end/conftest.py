@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import pathlib
@@ -11,6 +13,8 @@ import sys
 import pytest
 import skimage.data
 from PIL import Image
+
+from composer_jax import cli
 
 TINY = [
   '--config.model.channels=16',
@@ -39,8 +43,17 @@ def environment(*, optimized: bool = False) -> dict[str, str]:
   return {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags}
 
 
+def run_here(*words: object) -> str:
+  """Runs a verb in this process, which has imported all; gives what it printed."""
+  printed = io.StringIO()
+  with contextlib.redirect_stdout(printed):
+    status = cli.main([str(word) for word in words])
+  assert status == 0, printed.getvalue()[-3000:]
+  return printed.getvalue()
+
+
 def run(*words: object, optimized: bool = False) -> str:
-  """Runs a verb to its end; gives what it printed."""
+  """Runs a verb in a process of its own; gives what it printed."""
   done = subprocess.run(
     command(*words),
     env=environment(optimized=optimized),
