@@ -37,7 +37,7 @@ from composer_jax.trained import (
   upsampler_folders,
 )
 
-BATCHES = (1, 8, 32)
+BATCHES = (1, 4, 8, 32)
 """Images that one compiled program samples; other numbers are padded to these."""
 
 TILING = ('tile', 'overlap')

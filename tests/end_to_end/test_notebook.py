@@ -25,7 +25,7 @@ def outputs(notebook):
 
 def test_the_notebook_runs_and_the_image_comes_again(executed):
   pictures = [out for out in outputs(executed) if 'image/png' in out.get('data', {})]
-  assert len(pictures) == 11
+  assert len(pictures) == 10
   assert outputs(executed)[-1]['data']['text/plain'] == 'True'
 
 

@@ -39,7 +39,7 @@ def unbroken(data, tmp_path_factory):
 
 def start(data, workdir, least):
   """Starts a run and returns when it has come to a random step, not below `least`."""
-  more = (f'--config.train.steps={STEPS}', '--config.train.save_every=5')
+  more = (f'--config.train.steps={STEPS}', '--config.train.save_every=10')
   process = subprocess.Popen(
     command(*words(data, workdir, *more)),
     env=environment(),

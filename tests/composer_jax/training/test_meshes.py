@@ -38,7 +38,7 @@ for name, sizes in MESHES.items():
     for name, leaf in shapes.items()
   }
   step = make_step(stage, config, mesh)
-  _, state = initial_state(stage, config)
+  state = jax.jit(lambda: initial_state(stage, config)[1])()
   given = batch_placer(mesh, config.mesh.rules, 8)(batch)
   losses = []
   for _ in range(STEPS):
