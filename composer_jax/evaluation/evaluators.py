@@ -234,6 +234,7 @@ def clip(tools: Tools) -> Evaluator:
           distances.cosines(made[said], texts),
           beside=distances.cosines(real[said], texts),
           baseline='originals',
+          real=True,
           indices=said,
         )
       )

@@ -31,6 +31,7 @@ class Figure:
     indices: int (count,), the held-out images that the values of a mean belong to.
     beside: what it is to be held against, or None.
     baseline: what that is, such as `shuffled`.
+    real: whether that is of real images, which is to be come near to and not to beat.
   """
 
   name: str
@@ -40,11 +41,15 @@ class Figure:
   indices: np.ndarray | None = None
   beside: Estimate | Replicated | None = None
   baseline: str = ''
+  real: bool = False
 
   @property
   def apart(self) -> bool | None:
-    """Whether it is better than its baseline and their intervals do not overlap."""
-    if self.beside is None:
+    """Whether it is better than its baseline and their intervals do not overlap.
+
+    None if there is none to beat.
+    """
+    if self.beside is None or self.real:
       return None
     if self.higher_is_better:
       return self.value.low > self.beside.high
@@ -82,6 +87,7 @@ def of_images(
   higher_is_better: bool = True,
   beside: np.ndarray | None = None,
   baseline: str = '',
+  real: bool = False,
   indices: np.ndarray | None = None,
 ) -> Figure:
   """The mean of a value that each image has.
@@ -92,6 +98,7 @@ def of_images(
     higher_is_better: whether larger ones are better.
     beside: float (M,), of which the mean is the baseline.
     baseline: what that is.
+    real: whether that is of real images.
     indices: of the images, int (N,); all in order if None.
   """
   return Figure(
@@ -102,6 +109,7 @@ def of_images(
     np.arange(len(values)) if indices is None else indices,
     None if beside is None else estimate(beside),
     baseline,
+    real,
   )
 
 
@@ -115,7 +123,7 @@ def of_sets(
   baseline: str = '',
   share: bool = False,
 ) -> Figure:
-  """A figure of two sets as a whole.
+  """A figure of two sets as a whole, beside the same of real images.
 
   Args:
     name: of the figure.
@@ -141,6 +149,7 @@ def of_sets(
     None,
     None if beside is None else sure(beside),
     baseline,
+    real=True,
   )
 
 

@@ -69,6 +69,7 @@ def test_distances_by_the_models_encoder_are_named_for_it(many, lookup_type):
   assert fd.value.mean == distances.frechet(a, b)
   assert fd.beside.mean == distances.frechet(a, c)
   assert fd.value.low < fd.value.mean < fd.value.high
+  assert fd.apart is None  # Real images are not to be beaten.
   same = {f.name: f for f in evaluate(of(images, images))}
   assert same["FD (model's encoder)"].value.mean == pytest.approx(0, abs=1e-6)
   assert same["recall (model's encoder)"].value.mean == 1
