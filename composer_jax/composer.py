@@ -477,14 +477,14 @@ def square_of(picture: Picture, size: int) -> Picture:
   return square if square.alpha is None else composite(square, np.full(3, 255, 'u1'))
 
 
-def seen_by(encoder: TrainedEncoder, picture: Picture, size: int) -> np.ndarray:
-  """What an encoder is shown of a picture, uint8 (S, S, 3), where maps have a `size`.
+def seen_by(encoder: TrainedEncoder, picture: Picture, square: Picture) -> np.ndarray:
+  """What an encoder sees of a picture, uint8 (S, S, 3); `square` is that of the maps.
 
   One that sees more than the maps hold looks at the picture itself.
   """
-  if encoder.image_size > size:
+  if encoder.image_size > len(square.pixels):
     return clip_square(picture, encoder.image_size)
-  return square_of(picture, size).pixels
+  return square.pixels
 
 
 def decompose(
@@ -516,6 +516,6 @@ def decompose(
       rng = generator(seed, condition.name)
       found[condition.name] = condition.extract(square, rng)
     elif encoder is not None:
-      images = seen_by(encoder, picture, size)[None]
+      images = seen_by(encoder, picture, square)[None]
       found[condition.name] = condition.embed(encoder, images, [caption])[0]
   return found

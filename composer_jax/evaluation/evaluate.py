@@ -28,7 +28,12 @@ from composer_jax.evaluation.cache import BLOCK, CachedComposer, digest_of, reme
 from composer_jax.evaluation.curves import read_curves
 from composer_jax.evaluation.evaluation_page import Gallery, render
 from composer_jax.evaluation.evaluators import ALL, Samples, Tools, judged
-from composer_jax.evaluation.fidelity import HeldOut, draw_records, hold_out
+from composer_jax.evaluation.fidelity import (
+  HeldOut,
+  captioned,
+  draw_records,
+  hold_out,
+)
 from composer_jax.evaluation.figures import Figure, difference, key
 from composer_jax.evaluation.task_figures import TASKS, Cases, Result
 from composer_jax.files import write_json, write_text
@@ -162,12 +167,10 @@ def evaluate(
         samples = Samples(wish.name, wish.given, own.held_out, images, others)
         own.samples[wish.name] = samples
         own.figures[wish.name] = judged(judges, samples)
-  for own in contestants:
-    cases = Cases(own.composer, own.held_out, sampling) if tasks else None
+  for own in contestants if tasks else ():
+    cases = Cases(own.composer, own.held_out, sampling)
     names = tqdm.tqdm(list(tasks), desc='tasks', unit='task', disable=not progress)
-    for task in names:
-      assert cases is not None
-      own.tasks[task] = TASKS[task](cases)
+    own.tasks.update({task: TASKS[task](cases) for task in names})
 
   tables = {
     'wishes': _figures([own.figures for own in contestants]),
@@ -314,8 +317,9 @@ def _galleries(contestants: Sequence[Contestant], shown: int) -> list[Gallery]:
     rows = [('original', samples.held_out.images[:shown])]
     rows += [(own.name, own.samples[name].generated[:shown]) for own in contestants]
     galleries.append(Gallery(name, rows))
-  for name, result in first.tasks.items():
-    rows = [('original', result.originals[:shown])]
+  originals = first.held_out.images[captioned(first.held_out)]
+  for name in first.tasks:
+    rows = [('original', originals[:shown])]
     for own in contestants:
       rows += [
         (label if alone else f'{label} ({own.name})', images[:shown])

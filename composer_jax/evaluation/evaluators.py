@@ -22,7 +22,8 @@ from composer_jax import conditions as conditions_lib
 from composer_jax.conditions import Encoder
 from composer_jax.evaluation import distances
 from composer_jax.evaluation.bootstrap import GROUPS
-from composer_jax.evaluation.fidelity import HeldOut, judge
+from composer_jax.evaluation.cache import digest_of
+from composer_jax.evaluation.fidelity import HeldOut, captioned, judge
 from composer_jax.evaluation.figures import Figure, of_images, of_sets
 from composer_jax.images import resize_squares
 from composer_jax.trained import in_batches, load_encoder
@@ -124,9 +125,10 @@ def set_distances(tools: Tools) -> Evaluator:
   """
   tools.check_count()
   features, suffix, published = _features(tools)
+  of_real = _once(features)
 
   def evaluate(samples: Samples) -> list[Figure]:
-    real, made = features(samples.held_out.images), features(samples.generated)
+    real, made = of_real(samples.held_out.images), features(samples.generated)
     count = len(real)
     # The jackknife leaves out a part of the samples.
     subset = min(1000, int(0.8 * count))
@@ -142,7 +144,7 @@ def set_distances(tools: Tools) -> Evaluator:
       'recall': (lambda a, b: distances.precision_recall(a, b).recall, True),
     }
     other = _as_many(samples.others, count)
-    floor = None if other is None else features(other)
+    floor = None if other is None else of_real(other)
     return [
       of_sets(
         f'{name}{suffix}',
@@ -189,6 +191,19 @@ def _features(tools: Tools) -> tuple[Features, str, bool]:
   return encoder.embed_images, MODELS, False
 
 
+def _once(features: Features) -> Features:
+  """The same, computed once of the same images: real ones stand beside every wish."""
+  known: dict[str, np.ndarray] = {}
+
+  def of(images: np.ndarray) -> np.ndarray:
+    digest = digest_of(images)
+    if digest not in known:
+      known[digest] = features(images)
+    return known[digest]
+
+  return of
+
+
 def _inception(path: str | os.PathLike[str]) -> Features:
   from composer_jax.models.inception import resize
   from composer_jax.weights.inception_weights import read_inception
@@ -209,12 +224,13 @@ def clip(tools: Tools) -> Evaluator:
     raise ValueError('CMMD and CLIP score need --clip DIR, the folder of a CLIP model.')
   tools.check_count()
   encoder = load_encoder(tools.clip)
+  of_real = _once(encoder.embed_images)
 
   def evaluate(samples: Samples) -> list[Figure]:
-    real = encoder.embed_images(samples.held_out.images)
+    real = of_real(samples.held_out.images)
     made = encoder.embed_images(samples.generated)
     other = _as_many(samples.others, len(real))
-    floor = None if other is None else encoder.embed_images(other)
+    floor = None if other is None else of_real(other)
     figures = [
       of_sets(
         'CMMD',
@@ -224,7 +240,7 @@ def clip(tools: Tools) -> Evaluator:
         baseline=REAL,
       )
     ]
-    said = np.flatnonzero([bool(text) for text in samples.held_out.captions])
+    said = captioned(samples.held_out)
     if len(said) >= 2:
       captions = [samples.held_out.captions[i] for i in said]
       _, texts = encoder.embed_captions(captions)
@@ -251,7 +267,7 @@ def retrieval(tools: Tools) -> Evaluator:
 
   def evaluate(samples: Samples) -> list[Figure]:
     held_out = samples.held_out
-    said = np.flatnonzero([bool(text) for text in held_out.captions])
+    said = captioned(held_out)
     among = min(CANDIDATES, len(said))
     if among < 2:
       return []

@@ -133,6 +133,11 @@ class HeldOut:
     return self.seed + np.arange(len(self))
 
 
+def captioned(held_out: HeldOut) -> np.ndarray:
+  """The images that have a caption: int (M,)."""
+  return np.flatnonzero([bool(text) for text in held_out.captions])
+
+
 def draw_records(
   composer: Any, dataset: Any, count: int, seed: int
 ) -> tuple[list[int], list[Mapping[str, Any]]]:

@@ -16,7 +16,7 @@ from scipy.stats import spearmanr
 from composer_jax.composer import Composer
 from composer_jax.conditions import by_name
 from composer_jax.evaluation.evaluators import CANDIDATES
-from composer_jax.evaluation.fidelity import HeldOut, derangement
+from composer_jax.evaluation.fidelity import HeldOut, captioned, derangement
 from composer_jax.evaluation.figures import Figure, of_images
 from composer_jax.images import Picture, resize_squares
 from composer_jax.sampling import expression
@@ -47,12 +47,10 @@ class Result:
   Attributes:
     figures: that measure it.
     pictures: uint8 (N, S, S, 3) by what they are, in the order of the cases.
-    originals: what they were made of, uint8 (N, S', S', 3).
   """
 
   figures: list[Figure]
   pictures: dict[str, np.ndarray]
-  originals: np.ndarray
 
 
 class Cases:
@@ -69,7 +67,7 @@ class Cases:
   ):
     if composer.encoder is None:
       raise ValueError('Tasks are measured on a model with an encoder/; it has none.')
-    said = [i for i, text in enumerate(held_out.captions) if text]
+    said = captioned(held_out)
     if len(said) < CANDIDATES:
       raise ValueError(
         f'{len(said)} of {len(held_out)} held-out images have a caption; expected at'
@@ -156,7 +154,7 @@ def _text_to_image(cases: Cases) -> Result:
       )
     )
     pictures[name] = made
-  return Result(figures, pictures, cases.images)
+  return Result(figures, pictures)
 
 
 def _variation(cases: Cases) -> Result:
@@ -177,7 +175,7 @@ def _variation(cases: Cases) -> Result:
   between = of_images(
     'PSNR between two seeds, dB', psnr(made, again), higher_is_better=False
   )
-  return Result([*figures, between], {'one seed': made, 'another': again}, cases.images)
+  return Result([*figures, between], {'one seed': made, 'another': again})
 
 
 def _way(cases: Cases, made: list[np.ndarray]) -> list[Figure]:
@@ -226,7 +224,7 @@ def _interpolation(cases: Cases) -> Result:
     beside=psnr(resize_squares(made[0], side), resize_squares(others, side)),
     baseline='of the other',
   )
-  return Result([*_way(cases, made), ends], _shown(made), cases.images)
+  return Result([*_way(cases, made), ends], _shown(made))
 
 
 def _style_transfer(cases: Cases) -> Result:
@@ -243,7 +241,7 @@ def _style_transfer(cases: Cases) -> Result:
     for share in SHARES
   ]
   sketch = cases.kept(made[-1], 'sketch', cases.own['sketch'], 'f1')
-  return Result([*_way(cases, made), sketch], _shown(made), cases.images)
+  return Result([*_way(cases, made), sketch], _shown(made))
 
 
 def _reconfiguration(cases: Cases) -> Result:
@@ -278,11 +276,7 @@ def _reconfiguration(cases: Cases) -> Result:
     baseline='before',
   )
   sketch = cases.kept(made, 'sketch', cases.own['sketch'], 'f1')
-  return Result(
-    [small, large, moved, sketch],
-    {'unedited': same, 'recoloured': made},
-    cases.images,
-  )
+  return Result([small, large, moved, sketch], {'unedited': same, 'recoloured': made})
 
 
 def _steps(images: np.ndarray, columns: tuple[int, ...], rows: slice) -> np.ndarray:
@@ -330,7 +324,6 @@ def _region_editing(cases: Cases) -> Result:
       ),
     ],
     {'in other colours': made, 'nothing asked': free},
-    cases.images,
   )
 
 
@@ -345,7 +338,6 @@ def _colorization(cases: Cases) -> Result:
       cases.kept(made, 'palette', wanted, 'earth_movers_lab'),
     ],
     {'in the colours of another': made},
-    cases.images,
   )
 
 
@@ -361,7 +353,6 @@ def _translation(cases: Cases) -> Result:
       cases.kept(made, 'caption', wanted, 'clip_score'),
     ],
     {'as what another is called': made},
-    cases.images,
   )
 
 
@@ -377,7 +368,6 @@ def _pose_transfer(cases: Cases) -> Result:
       cases.kept(made, 'palette', cases.own['palette'], 'cosine'),
     ],
     {'pose': poses, 'in that pose': made},
-    cases.images,
   )
 
 
@@ -411,7 +401,6 @@ def _try_on(cases: Cases) -> Result:
       ),
     ],
     {'garment': garments, 'worn in the middle': made},
-    cases.images,
   )
 
 
@@ -430,7 +419,6 @@ def _composition(cases: Cases) -> Result:
       cases.kept(made, 'palette', wanted, 'cosine'),
     ],
     {'palette from': others, 'composed': made},
-    cases.images,
   )
 
 
@@ -455,7 +443,7 @@ def _boolean(cases: Cases) -> Result:
     beside=scores[0.0],
     baseline='under sketch alone',
   )
-  return Result([figure], pictures, cases.images)
+  return Result([figure], pictures)
 
 
 TASKS: dict[str, Callable[[Cases], Result]] = {

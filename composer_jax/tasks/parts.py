@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from composer_jax.composer import REVERSIBLE, Composer, seen_by
+from composer_jax.composer import REVERSIBLE, Composer, seen_by, square_of
 from composer_jax.conditions import by_name
 from composer_jax.images import Picture
 
@@ -60,18 +60,18 @@ def take_apart(
   places = [first.setdefault(key, len(first)) for key in keys]
   chosen = [places.index(place) for place in range(len(first))]
   pictures = [Picture(images[row]) for row in chosen]
-  found = {}
-  for condition in by_name(names):
+  wanted = by_name(names)
+  plain = [c.name for c in wanted if not c.embedded]
+  parts = [composer.decompose(one, names=plain) for one in pictures]
+  found = {name: np.stack([part[name] for part in parts])[places] for name in plain}
+  for condition in wanted:
     if condition.embedded:
       encoder, size = composer.encoder, composer.condition_size
       assert encoder is not None  # Else it is not there.
-      seen = np.stack([seen_by(encoder, picture, size) for picture in pictures])
-      values = condition.embed(encoder, seen, [texts[row] for row in chosen])
-    else:
-      name = condition.name
-      parts = [composer.decompose(one, names=[name])[name] for one in pictures]
-      values = np.stack(parts)
-    found[condition.name] = values[places]
+      squares = [square_of(one, size) for one in pictures]
+      seen = [seen_by(encoder, *pair) for pair in zip(pictures, squares, strict=True)]
+      values = condition.embed(encoder, np.stack(seen), [texts[row] for row in chosen])
+      found[condition.name] = values[places]
   return {name: found[name] for name in names}
 
 
