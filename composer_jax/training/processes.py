@@ -29,12 +29,16 @@ LAG = 2
 """Steps after which all know of a request; fewer would make the devices wait."""
 
 
-def join() -> None:
+def join(silence: int = 100) -> None:
   """Finds the other processes of the job, if it has any.
 
   They are told by `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`,
   by Slurm, or by the environment of a TPU slice or of several. To be called before
   anything is computed.
+
+  Args:
+    silence: seconds without a sign of life after which a process counts as dead, and
+      the others end.
 
   Raises:
     ValueError: only some of the variables are set, or not to numbers.
@@ -48,7 +52,11 @@ def join() -> None:
         f'{COUNT} is {count!r} and {INDEX} {index!r}; expected a number of processes,'
         ' and one below it.'
       )
-    jax.distributed.initialize(num_processes=int(count), process_id=int(index))
+    jax.distributed.initialize(
+      num_processes=int(count),
+      process_id=int(index),
+      heartbeat_timeout_seconds=silence,
+    )
   elif there:
     missing = [name for name in (ADDRESS, COUNT, INDEX) if name not in there]
     raise ValueError(
@@ -56,7 +64,7 @@ def join() -> None:
       ' in one process.'
     )
   elif int(os.environ.get('SLURM_STEP_NUM_TASKS', '1')) > 1 or _on_tpu():
-    jax.distributed.initialize()
+    jax.distributed.initialize(heartbeat_timeout_seconds=silence)
 
 
 def _on_tpu() -> bool:

@@ -39,7 +39,7 @@ class Rows:
 
 
 def main(workdir: str, steps: str, hang: str = '0') -> int:
-  join()
+  join(silence=20)
   # It computes something when it is imported.
   from tests.composer_jax.training.test_step import LeastSquares
 
