@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import jax
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from composer_jax.conditions.condition import Condition, Spec
 from composer_jax.conditions.instances import Instances
@@ -31,7 +31,7 @@ def inflate(ids: np.ndarray) -> np.ndarray:
   height = np.zeros(ids.shape)
   for instance in range(1, int(ids.max()) + 1):
     inside = np.pad(ids == instance, 1)
-    reach = ndimage.distance_transform_edt(inside)[1:-1, 1:-1]
+    reach = scipy.ndimage.distance_transform_edt(inside)[1:-1, 1:-1]
     radius = reach.max()
     # A circle's height at distance r from its rim: sqrt(R^2 - (R - r)^2).
     height += np.sqrt(np.maximum(radius**2 - (radius - reach) ** 2, 0)) * (reach > 0)
@@ -73,12 +73,10 @@ class Depth(Condition):
 
 def rank_fidelity(asked: np.ndarray, again: np.ndarray) -> dict[str, float]:
   """Agreement of two maps in [0, 1]: Spearman's correlation and RMSE."""
-  from scipy import stats  # Slow to import; only evaluation needs it.
-
   a, b = asked.astype(np.float64).ravel(), again.astype(np.float64).ravel()
   # A constant map orders nothing; say so with 0 rather than with NaN.
   flat = np.ptp(a) == 0 or np.ptp(b) == 0
   return {
-    'rank_correlation': 0.0 if flat else float(stats.spearmanr(a, b).statistic),
+    'rank_correlation': 0.0 if flat else float(scipy.stats.spearmanr(a, b).statistic),
     'rmse': float(np.sqrt(np.mean((a - b) ** 2))),
   }

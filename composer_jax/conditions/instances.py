@@ -10,8 +10,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import ndimage, optimize
-from skimage.segmentation import felzenszwalb
+import scipy
+import skimage
 
 from composer_jax.conditions.condition import Condition, Spec
 from composer_jax.images import Picture
@@ -38,13 +38,17 @@ def segment(pixels: np.ndarray) -> np.ndarray:
   The part that owns most of the border is the background, 0.
   """
   smallest = max(4, int(MIN_SHARE * pixels.shape[0] * pixels.shape[1]))
-  labels = felzenszwalb(pixels, scale=100, sigma=0.5, min_size=smallest)
+  labels = skimage.segmentation.felzenszwalb(
+    pixels, scale=100, sigma=0.5, min_size=smallest
+  )
   # Smoothing blends colours along outlines; a part without a 3 x 3 core is such a
   # rim, and goes to what is nearest.
-  core = ndimage.minimum_filter(labels, 3) == ndimage.maximum_filter(labels, 3)
+  core = scipy.ndimage.minimum_filter(labels, 3) == scipy.ndimage.maximum_filter(
+    labels, 3
+  )
   thin = ~np.isin(labels, labels[core])
   if not thin.all():
-    nearest = ndimage.distance_transform_edt(
+    nearest = scipy.ndimage.distance_transform_edt(
       thin, return_distances=False, return_indices=True
     )
     labels = labels[tuple(nearest)]
@@ -83,7 +87,7 @@ class Instances(Condition):
     if picture.alpha is None:
       return segment(picture.pixels)[..., None]
     eight = np.ones((3, 3), int)
-    labels, _ = ndimage.label(picture.alpha > 127, eight)
+    labels, _ = scipy.ndimage.label(picture.alpha > 127, eight)
     return number_by_size(labels)[..., None]
 
   def features(self, stored: jax.Array) -> jax.Array:
@@ -108,7 +112,7 @@ class Instances(Condition):
     both = np.bincount((a * count + b).ravel(), minlength=count**2).reshape(count, -1)
     union = both.sum(1)[:, None] + both.sum(0)[None] - both
     iou = both / np.maximum(union, 1)
-    rows, columns = optimize.linear_sum_assignment(-iou[1:, 1:])
+    rows, columns = scipy.optimize.linear_sum_assignment(-iou[1:, 1:])
     matched = np.concatenate([[iou[0, 0]], iou[1:, 1:][rows, columns]])
     wanted = both.sum(1) > 0
     return {'mean_iou': float(matched[wanted].mean())}

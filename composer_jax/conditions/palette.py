@@ -12,6 +12,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import skimage
 
 from composer_jax.conditions.condition import Condition, GlobalFeatures, Spec
 from composer_jax.images import Picture, srgb_to_lab
@@ -48,9 +49,7 @@ def codebook() -> np.ndarray:
 
 @functools.cache
 def _codebook_lab() -> np.ndarray:
-  from skimage.color import rgb2lab  # Slow to import.
-
-  return rgb2lab(_colours())
+  return skimage.color.rgb2lab(_colours())
 
 
 @functools.cache

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import jax
 import numpy as np
-from scipy import ndimage
-from skimage.filters import apply_hysteresis_threshold
-from skimage.morphology import skeletonize
+import scipy
+import skimage
 
 from composer_jax.conditions.condition import Condition, Spec
 from composer_jax.images import Picture, srgb_to_lab
@@ -32,8 +31,8 @@ def edges(pixels: np.ndarray) -> np.ndarray:
     bool (H, W).
   """
   lab = srgb_to_lab(pixels)
-  dy = ndimage.gaussian_filter(lab, (SIGMA, SIGMA, 0), (1, 0, 0), mode='nearest')
-  dx = ndimage.gaussian_filter(lab, (SIGMA, SIGMA, 0), (0, 1, 0), mode='nearest')
+  dy = scipy.ndimage.gaussian_filter(lab, (SIGMA, SIGMA, 0), (1, 0, 0), mode='nearest')
+  dx = scipy.ndimage.gaussian_filter(lab, (SIGMA, SIGMA, 0), (0, 1, 0), mode='nearest')
   # Di Zenzo's structure tensor: its largest eigenvalue is the squared slope of
   # the steepest direction, over all channels together.
   xx, yy, xy = (dx * dx).sum(-1), (dy * dy).sum(-1), (dx * dy).sum(-1)
@@ -52,7 +51,8 @@ def edges(pixels: np.ndarray) -> np.ndarray:
     step, [shifted(0, -1), shifted(-1, -1), shifted(-1, 0), shifted(-1, 1)]
   )
   ridge = np.where((slope >= ahead) & (slope > behind), slope, 0)
-  return skeletonize(apply_hysteresis_threshold(ridge, LOW, HIGH))
+  lines = skimage.filters.apply_hysteresis_threshold(ridge, LOW, HIGH)
+  return skimage.morphology.skeletonize(lines)
 
 
 class Sketch(Condition):
@@ -86,7 +86,7 @@ class Sketch(Condition):
     if not a.any() and not b.any():
       return {'f1': 1.0}
     near = np.ones((3, 3), bool)
-    matched_a = (a & ndimage.binary_dilation(b, near)).sum()
-    matched_b = (b & ndimage.binary_dilation(a, near)).sum()
+    matched_a = (a & scipy.ndimage.binary_dilation(b, near)).sum()
+    matched_b = (b & scipy.ndimage.binary_dilation(a, near)).sum()
     recall, precision = matched_a / max(a.sum(), 1), matched_b / max(b.sum(), 1)
     return {'f1': float(2 * precision * recall / max(precision + recall, 1e-12))}

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
-from scipy import stats
+import scipy
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
@@ -155,5 +155,5 @@ def jackknife(
 def replicated(mean: float, replicates: np.ndarray) -> Replicated:
   """The interval that jackknife replicates give, with Student's t of GROUPS - 1."""
   spread = (GROUPS - 1) / GROUPS * np.square(replicates - replicates.mean()).sum()
-  reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, GROUPS - 1) * np.sqrt(spread))
+  reach = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, GROUPS - 1) * np.sqrt(spread))
   return Replicated(replicates, mean, mean - reach, mean + reach)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
+import scipy
 
 from composer_jax.composer import Composer
 from composer_jax.conditions import by_name
@@ -189,7 +189,7 @@ def _way(cases: Cases, made: list[np.ndarray]) -> list[Figure]:
     distances = np.array(
       [cases.scores(images, 'palette', wanted, 'earth_movers_lab') for images in made]
     )
-    ranks = [spearmanr(SHARES, row).statistic for row in distances.T]
+    ranks = [scipy.stats.spearmanr(SHARES, row).statistic for row in distances.T]
     # Colours that never change have no rank.
     figures.append(
       of_images(

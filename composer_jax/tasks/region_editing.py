@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from composer_jax.composer import Composer
 from composer_jax.images import resize_squares
@@ -73,7 +73,7 @@ def lay_over(
   for image, original, region in zip(laid, originals, regions, strict=True):
     if region.all():
       continue
-    distance, (rows, columns) = ndimage.distance_transform_edt(
+    distance, (rows, columns) = scipy.ndimage.distance_transform_edt(
       region, return_indices=True
     )
     share = np.exp(-(distance - 0.5) / feather)[..., None]
