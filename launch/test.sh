@@ -3,6 +3,8 @@
 set -euo pipefail
 unset CDPATH
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+# Else every process would compile the sources of all packages anew.
+unset PYTHONDONTWRITEBYTECODE
 trap 'printf "Total time: %d min %d s\n" "$((SECONDS / 60))" "$((SECONDS % 60))"' EXIT
 
 bash launch/setup.sh --test
