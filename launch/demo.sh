@@ -51,6 +51,8 @@ done
 mkdir -p -- "$out"
 out=$(cd -- "$out" && pwd -P)
 cd -- "$root"
+# Else every process would compile the sources of all packages anew.
+unset PYTHONDONTWRITEBYTECODE
 trap 'printf "\ndemo.sh: interrupted; run the same command again to go on.\n" >&2; exit 130' INT
 trap 'exit 143' TERM
 
