@@ -19,6 +19,7 @@ from composer_jax.composer import Composer
 from composer_jax.conditions import by_name
 from composer_jax.config import SampleConfig, settings_from
 from composer_jax.images import encode_png, png_text
+from composer_jax.regions import FEATHER, lay_over
 from composer_jax.sampling.expression import Term
 from composer_jax.sampling.watching import Watch
 
@@ -28,6 +29,8 @@ BASE = 'base'
 """In the place of a term's number, for the conditions that guidance leads away from."""
 START = 'start'
 """Name of the array of the noise that the image starts from, where it is given."""
+KEPT = 'kept'
+"""Name of the array of the pixels that stay, where some do."""
 MAX_BYTES = 2**28
 """Largest conditions that are unpacked; more is a decompression bomb."""
 
@@ -46,6 +49,8 @@ class Recipe:
     sampling: fields of `config.SampleConfig`; the model's own if missing.
     start: x_T of the base model, (s, s, 3), as `Composer.invert` gives it; drawn from
       the seed if None.
+    kept: uint8 (S, S, 4) of the image's side: an original that stays where its last
+      channel is 255, and gives way where it is 0; None if nothing stays.
   """
 
   model: str
@@ -56,14 +61,16 @@ class Recipe:
   base: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
   sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   start: np.ndarray | None = None
+  kept: np.ndarray | None = None
 
   def to_json(self) -> str:
     """The recipe as text; the conditions are a base64 of NumPy's npz.
 
-    Its arrays are named `TERM.CONDITION`, with the number of the term or `base`; and
-    there may be one named `start`.
+    Its arrays are named `TERM.CONDITION`, with the number of the term or `base`;
+    there may be two more, `start` and `kept`.
     """
-    arrays: dict[str, Any] = {} if self.start is None else {START: self.start}
+    whole = {START: self.start, KEPT: self.kept}
+    arrays: dict[str, Any] = {k: v for k, v in whole.items() if v is not None}
     sets = {str(i): term.values for i, term in enumerate(self.terms)}
     for key, values in (sets | {BASE: self.base}).items():
       # In one order, so that the same recipe is the same text.
@@ -99,8 +106,8 @@ class Recipe:
         raise ValueError(f'{size:,} bytes of conditions')
       sets: dict[str, dict[str, np.ndarray]] = {}
       with np.load(archive, allow_pickle=False) as arrays:
-        start = arrays[START] if START in arrays.files else None
-        for key in set(arrays.files) - {START}:
+        whole = {key: arrays[key] for key in (START, KEPT) if key in arrays.files}
+        for key in set(arrays.files) - whole.keys():
           term, condition = key.split('.')
           sets.setdefault(term, {})[condition] = arrays[key]
       weights = plain.pop('weights')
@@ -115,7 +122,7 @@ class Recipe:
           for key, weight in zip(keys, weights, strict=True)
         ),
         base=sets.get(BASE, {}),
-        start=start,
+        **whole,
         **plain,
       )
       recipe._check()
@@ -143,6 +150,9 @@ class Recipe:
     start = self.start
     if start is not None and not (start.dtype == 'f4' and np.isfinite(start).all()):
       raise ValueError('a start that is no noise')
+    kept = self.kept
+    if kept is not None and not (kept.dtype == 'u1' and kept.shape[2:] == (4,)):
+      raise ValueError('pixels to keep that are no image')
     settings_from(SampleConfig(), self.sampling)
 
 
@@ -156,7 +166,7 @@ def make(composer: Composer, recipe: Recipe, watch: Watch | None = None) -> np.n
 
   Raises:
     Cancelled: `watch` returned False.
-    ValueError: the recipe is for another model.
+    ValueError: the recipe is for another model, or keeps pixels of another size.
   """
   here = composer.fingerprint
   if recipe.model != here:
@@ -164,7 +174,12 @@ def make(composer: Composer, recipe: Recipe, watch: Watch | None = None) -> np.n
       f'The recipe is for model {recipe.model:.16}, this one is {here:.16}; the image'
       ' would be another. Give the folder of that model.'
     )
-  return composer.compose_terms(
+  size = composer.image_size
+  if recipe.kept is not None and recipe.kept.shape != (size, size, 4):
+    raise ValueError(
+      f'The pixels to keep are {recipe.kept.shape}; expected {(size, size, 4)}.'
+    )
+  made = composer.compose_terms(
     [recipe.terms],
     seeds=np.array([recipe.seed]),
     strengths=recipe.strengths,
@@ -173,7 +188,11 @@ def make(composer: Composer, recipe: Recipe, watch: Watch | None = None) -> np.n
     sampling=recipe.sampling,
     start=None if recipe.start is None else recipe.start[None],
     watch=watch,
-  )[0]
+  )
+  if recipe.kept is not None:
+    original, region = recipe.kept[None, ..., :3], recipe.kept[None, ..., 3] == 0
+    made = lay_over(made, original, region, FEATHER * size)
+  return made[0]
 
 
 def to_png(image: np.ndarray, recipe: Recipe) -> bytes:

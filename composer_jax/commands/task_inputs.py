@@ -135,7 +135,7 @@ def regions_of(composer: Any, flags: argparse.Namespace) -> np.ndarray:
   Raises:
     ValueError: the marked image is of another shape than the other, or marks nothing.
   """
-  from composer_jax.tasks.region_editing import cover
+  from composer_jax.regions import cover
 
   side = composer.image_size
   if flags.region:
@@ -165,7 +165,7 @@ def sketch_of(path: str, side: int) -> np.ndarray:
   """
   from skimage.morphology import skeletonize
 
-  from composer_jax.tasks.region_editing import cover
+  from composer_jax.regions import cover
 
   lines = _drawn(path)
   if lines.mean() > 0.5:  # Dark on light.

@@ -55,6 +55,7 @@ class Panel:
       `tasks.reconfiguration`; of two, what lies on the way between, as in
       `tasks.interpolation`; of none, noise from the seed.
     start: x_T of the base model (s, s, 3), as a restored recipe may have it.
+    kept: pixels that stay, as a recipe has them.
     seed: of the first image; the others have the next ones.
     count: of images.
     sampling: settings, as `Composer.compose` takes them.
@@ -71,6 +72,7 @@ class Panel:
   expression: Expression | None = None
   origins: tuple[Origin, ...] = ()
   start: np.ndarray | None = None
+  kept: np.ndarray | None = None
   seed: int = 0
   count: int = 1
   sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -101,6 +103,11 @@ class Panel:
     if self.start is not None and self.start.shape != (size, size, 3):
       raise ValueError(
         f'The noise to start from is {self.start.shape}; expected {(size, size, 3)}.'
+      )
+    size = composer.image_size
+    if self.kept is not None and self.kept.shape != (size, size, 4):
+      raise ValueError(
+        f'The pixels to keep are {self.kept.shape}; expected {(size, size, 4)}.'
       )
     asked = self.sampling
     if 'steps' in asked:
@@ -144,6 +151,7 @@ class Panel:
           base=away,
           sampling=reversible(self.sampling) if self.origins else self.sampling,
           start=starts[number] if self.origins else self.start,
+          kept=self.kept,
         )
       )
     return made
@@ -207,6 +215,7 @@ class Panel:
       seed=recipe.seed,
       sampling=recipe.sampling,
       start=recipe.start,
+      kept=recipe.kept,
       prior=False,
     )
     if not notes:

@@ -11,6 +11,7 @@ import numpy as np
 from composer_jax.composer import square_of
 from composer_jax.conditions import ALL, by_name
 from composer_jax.images import Picture, encode_png
+from composer_jax.regions import cover
 from composer_jax.sampling.expression import Expression, Term, parse, resolve
 from composer_jax.studio import pictures
 from composer_jax.studio.engine import Engine
@@ -43,6 +44,10 @@ class Source:
   pixels: np.ndarray
   found: Mapping[str, np.ndarray]
 
+  def at(self, side: int) -> np.ndarray:
+    """Its pixels at another side: uint8 (side, side, 3)."""
+    return square_of(Picture(self.pixels), side).pixels
+
 
 @dataclasses.dataclass
 class Choice:
@@ -72,6 +77,7 @@ class Session:
     more: terms of a restored recipe that the panel cannot show.
     away: conditions that a restored recipe leads away from.
     start: noise of a restored recipe.
+    original: the image of the own mask, uint8 (S, S, 3).
     sampling: settings of a restored recipe.
     opened: number of images that were opened.
   """
@@ -82,6 +88,7 @@ class Session:
   more: tuple[Term, ...] = ()
   away: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
   start: np.ndarray | None = None
+  original: np.ndarray | None = None
   sampling: dict[str, Any] = dataclasses.field(default_factory=dict)
   opened: int = 0
 
@@ -212,14 +219,28 @@ class Session:
       away=dict(self.away),
       origins=self.origins(start),
       start=self.start if start == RECIPE else None,
+      kept=self._kept(),
       sampling=self.sampling | dict(sampling or {}),
       **more,
     )
+
+  def _kept(self) -> np.ndarray | None:
+    """The pixels that a mask leaves, where nothing weakens it: (S, S, 4), or None."""
+    choice = self.choices.get('mask', Choice())
+    mask = self.value('mask', choice.source)
+    source = self.sources.get(choice.source)
+    original = self.original if source is None else source.pixels
+    if mask is None or original is None or choice != Choice(choice.source):
+      return None
+    stays = ~cover(mask[None, ..., 3] == 0, len(original))[0]
+    shown = np.where(stays[..., None], original, 0)
+    return np.concatenate([shown, np.uint8(255) * stays[..., None]], -1)
 
   def restore(self, panel: Panel) -> None:
     """Puts the conditions of a panel in the place of what was chosen."""
     self.own = dict(panel.values)
     self.more, self.away, self.start = panel.more, dict(panel.away), panel.start
+    self.original = None if panel.kept is None else panel.kept[..., :3]
     self.sampling = dict(panel.sampling)
     self.choices = {
       condition.name: Choice(
@@ -248,11 +269,12 @@ class Session:
     }
     if preset.edit in pictures.CANVASES and preset.edit in self.choices:
       canvas, choice = pictures.CANVASES[preset.edit], self.choices[preset.edit]
-      image = self._behind(choice.source, side)
-      if image is not None:
+      source = self._source(choice.source)
+      if source is not None:
+        image = source.at(side)
         empty = canvas.layer(canvas.empty(side))
         layer = Picture(empty[..., :3], empty[..., 3] if empty.shape[-1] == 4 else None)
-        self.own[preset.edit], choice.source = canvas.value(layer, image), OWN
+        self._own(preset.edit, canvas.value(layer, image), source)
 
   def canvas(self, name: str, side: int) -> dict[str, Any]:
     """What the page needs to edit a condition.
@@ -271,7 +293,7 @@ class Session:
     if name not in pictures.CANVASES:
       raise ValueError(f'{name} cannot be drawn; choose an image to take it from.')
     canvas = pictures.CANVASES[name]
-    behind = self._behind(source, side) if canvas.behind else None
+    image = self._source(source) if canvas.behind else None
     layer = canvas.layer(canvas.empty(side) if value is None else value)
     return {
       'name': name,
@@ -279,7 +301,7 @@ class Session:
       'paints': [list(paint) for paint in canvas.paints],
       'side': side,
       'layer': pictures.data_uri(encode_png(layer)),
-      'behind': '' if behind is None else pictures.data_uri(encode_png(behind)),
+      'behind': '' if image is None else pictures.data_uri(encode_png(image.at(side))),
       'source': source,
     }
 
@@ -292,24 +314,26 @@ class Session:
     if not isinstance(edited, dict) or not isinstance(edited.get('name'), str):
       raise ValueError('The drawing is damaged; draw it again.')
     name, side = edited['name'], engine.composer.condition_size
+    source = None
     if name == 'palette':
       value = pictures.palette_of(edited.get('colours'))
     elif name in pictures.CANVASES:
       layer = pictures.from_data_uri(edited.get('layer'), side)
-      image = self._behind(str(edited.get('source', '')), side)
-      if image is None:
-        image = np.full((side, side, 3), 255, np.uint8)
-      value = pictures.CANVASES[name].value(layer, image)
+      source = self._source(str(edited.get('source', '')))
+      white = np.full((side, side, 3), 255, np.uint8)
+      value = pictures.CANVASES[name].value(layer, source.at(side) if source else white)
     else:
       raise ValueError(f'{name!r:.40} cannot be drawn.')
-    self.own[name] = value
-    choice = self.choices.setdefault(name, Choice())
-    choice.source = OWN
+    self._own(name, value, source)
     return name
 
-  def _behind(self, key: str, side: int) -> np.ndarray | None:
+  def _own(self, name: str, value: np.ndarray, source: Source | None) -> None:
+    """Chooses what was drawn over an image."""
+    self.own[name] = value
+    self.choices.setdefault(name, Choice()).source = OWN
+    if name == 'mask':
+      self.original = source.pixels if source else None
+
+  def _source(self, key: str) -> Source | None:
     """The image that a condition is drawn over: its own, or else the first."""
-    source = self.sources.get(key) or next(iter(self.sources.values()), None)
-    if source is None:
-      return None
-    return square_of(Picture(source.pixels), side).pixels
+    return self.sources.get(key) or next(iter(self.sources.values()), None)

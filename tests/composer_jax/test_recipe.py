@@ -110,6 +110,24 @@ def test_the_recipe_is_text_that_names_what_it_holds(full):
     assert set(arrays.files) == first | {'1.palette', 'base.intensity'}
 
 
+def test_pixels_that_stay_come_back_and_are_laid_over_what_is_made(composer, full):
+  rng = np.random.default_rng(0)
+  kept = rng.integers(0, 256, (SIZE, SIZE, 4), np.uint8)
+  kept[..., 3] = 255 * (np.arange(SIZE) < SIZE // 2)
+  one = dataclasses.replace(full, kept=kept)
+  again = recipe.Recipe.from_json(one.to_json(), 'it')
+  np.testing.assert_array_equal(again.kept, kept)
+  made, free = recipe.make(composer, again), recipe.make(composer, full)
+  half = SIZE // 2
+  np.testing.assert_array_equal(made[:, :half], kept[:, :half, :3])
+  np.testing.assert_array_equal(made[:, -1], free[:, -1])  # Far from the seam.
+  with pytest.raises(ValueError, match='The pixels to keep are'):
+    recipe.make(composer, dataclasses.replace(full, kept=kept[1:]))
+  damaged = dataclasses.replace(full, kept=kept[..., :3]).to_json()
+  with pytest.raises(ValueError, match='pixels to keep that are no image'):
+    recipe.Recipe.from_json(damaged, 'it')
+
+
 def test_a_recipe_makes_the_same_image_again(composer, full, tmp_path):
   path = tmp_path / 'made.png'
   image = recipe.make(composer, full)

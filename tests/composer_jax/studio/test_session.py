@@ -104,6 +104,28 @@ def test_what_is_drawn_is_chosen(engine, session):
   np.testing.assert_array_equal(codebook()[most], [255, 0, 0])
 
 
+def test_pixels_that_a_mask_leaves_stay_unless_it_is_weakened(engine, session):
+  layer = np.zeros((SIZE, SIZE, 4), np.uint8)
+  layer[:, : SIZE // 2, 3] = 255  # Painted: it may change.
+  uri = data_uri(encode_png(layer))
+  session.edit(engine, {'name': 'mask', 'layer': uri, 'source': '2'})
+  panel = session.panel()
+  kept, pixels = panel.kept, session.sources['2'].pixels
+  half = SIZE // 2
+  assert not kept[:, :half].any() and kept[:, half:, 3].min() == 255
+  np.testing.assert_array_equal(kept[:, half:, :3], pixels[:, half:])
+  (recipe,) = panel.recipes(engine.composer)
+  made = make(engine.composer, recipe)
+  np.testing.assert_array_equal(made[:, half:], pixels[:, half:])
+  other = Session()
+  other.restore(Panel.from_recipe(recipe))
+  np.testing.assert_array_equal(other.panel().kept, kept)
+  session.choose({'mask': {'source': OWN, 'strength': 0.5}}, engine)
+  assert session.panel().kept is None
+  session.choose({}, engine)
+  assert session.panel().kept is None
+
+
 @pytest.mark.parametrize(
   ('edited', 'message'),
   [

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation, Slerp
 
+from composer_jax.regions import cover
 from composer_jax.tasks.parts import between, slerp
-from composer_jax.tasks.region_editing import cover
 
 
 def test_slerp_is_that_of_rotations():

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from composer_jax.tasks.region_editing import cover, lay_over
+from composer_jax.regions import cover, lay_over
 
 SIDE = 32
 RNG = np.random.default_rng(0)
