@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from composer_jax.sharding.rules import Axes, constrain
+from composer_jax.sharding.rules import Axes, apply_gathered, constrain
 
 # Logical axes of kernels: inputs, outputs.
 OUTER: Axes = ('features', 'features')
@@ -101,15 +101,19 @@ class Conv3x3(nnx.Module):
     self.bias = nnx.Param(jnp.zeros(outputs))
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    kernel, bias = self.kernel[...], self.bias[...].astype(x.dtype)
-    y = lax.conv_general_dilated(
-      x,
-      kernel.astype(x.dtype),
-      window_strides=(1, 1),
-      padding='SAME',
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-    )
-    return y + bias
+    kernel = self.kernel[...].astype(x.dtype)
+    y = apply_gathered(_convolve, x, kernel, self.kernel.get_metadata('axes', ()))
+    return y + self.bias[...].astype(x.dtype)
+
+
+def _convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  return lax.conv_general_dilated(
+    x,
+    kernel,
+    window_strides=(1, 1),
+    padding='SAME',
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+  )
 
 
 class GroupNorm(nnx.Module):

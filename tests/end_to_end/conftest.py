@@ -25,6 +25,7 @@ TINY = [
   '--config.model.context_width=16',
   '--config.model.local_hidden=8',
   '--config.model.local_width=8',
+  '--config.sample.steps=3',
   '--config.data.batch_size=16',
   '--config.train.log_every=2',
 ]
@@ -39,7 +40,7 @@ def environment(*, optimized: bool = False) -> dict[str, str]:
   """Of a process with one device; `optimized` ones are compiled as users' are."""
   flags = '--xla_force_host_platform_device_count=1'
   if not optimized:
-    flags += ' --xla_backend_optimization_level=0'
+    flags += ' --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
   return {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags}
 
 

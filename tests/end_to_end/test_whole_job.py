@@ -40,9 +40,17 @@ def model(data, tmp_path_factory):
     '--config.model.vision_width=32',
     '--config.model.text_width=32',
     '--config.model.embed_width=32',
+    '--config.model.vision_layers=1',
+    '--config.model.text_layers=1',
   )
   run('prepare', '--onto', data, '--encoder', model / 'encoder')
-  train('prior', 'prior', '--config.data.batch_size=16', '--config.model.width=32')
+  train(
+    'prior',
+    'prior',
+    '--config.data.batch_size=16',
+    '--config.model.width=32',
+    '--config.model.layers=1',
+  )
   train('base', 'base', *TINY, '--config.train.sample_every=6')
   train('upsampler', 'upsampler', *TINY)
   return model

@@ -21,25 +21,30 @@ import jax
 import numpy as np
 from composer_jax.sharding.mesh import batch_placer, make_mesh
 from composer_jax.training.stages import abstract_inputs
-from composer_jax.training.step import initial_state, make_step
+from composer_jax.training.step import abstract_state, initial_state, make_step
 from tests.composer_jax.training.conftest import small_config
 from tests.composer_jax.training.test_meshes import MESHES, STEPS
 
+plain = small_config('')
+stage, shapes = abstract_inputs(plain)
+begin = jax.device_get(jax.jit(lambda: initial_state(stage, plain)[1])())
+rng = np.random.default_rng(0)
+batch = {
+  name: (255 * rng.random(leaf.shape)).astype(leaf.dtype)
+  for name, leaf in shapes.items()
+}
 found = {}
 for name, sizes in MESHES.items():
   rules = {'smallest': 0}
   mesh_sizes = {'data': 1} | sizes | {'rules': rules}
   config = small_config('', mesh=mesh_sizes)
   mesh = make_mesh(config.mesh, jax.devices()[: config.mesh.least])
-  stage, shapes = abstract_inputs(config)
-  rng = np.random.default_rng(0)
-  batch = {
-    name: (255 * rng.random(leaf.shape)).astype(leaf.dtype)
-    for name, leaf in shapes.items()
-  }
-  step = make_step(stage, config, mesh)
-  state = jax.jit(lambda: initial_state(stage, config)[1])()
+  stage, _ = abstract_inputs(config)
+  _, layout = abstract_state(stage, config, mesh)
+  state = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), begin, layout)
   given = batch_placer(mesh, config.mesh.rules, 8)(batch)
+  # Called as it is, it would be compiled again for what it has returned.
+  step = make_step(stage, config, mesh).lower(layout, given, np.float32(100)).compile()
   losses = []
   for _ in range(STEPS):
     state, metrics = step(state, given, np.float32(100))
