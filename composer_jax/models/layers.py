@@ -82,7 +82,9 @@ class Dense(nnx.Module):
     self.bias = nnx.Param(jnp.zeros(outputs))
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    return x @ self.kernel[...].astype(x.dtype) + self.bias[...].astype(x.dtype)
+    kernel = self.kernel[...].astype(x.dtype)
+    y = apply_gathered(jnp.matmul, x, kernel, self.kernel.get_metadata('axes', ()))
+    return y + self.bias[...].astype(x.dtype)
 
 
 class Conv3x3(nnx.Module):

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -193,7 +194,10 @@ def apply_gathered(
   def local(x: jax.Array, kernel: jax.Array) -> jax.Array:
     for axis, devices in enumerate(split):
       if devices:
-        kernel = jax.lax.all_gather(kernel, devices, axis=axis, tiled=True)
+        # Along a new first axis: TPUs scatter no sum along the last one.
+        parts = jnp.moveaxis(jax.lax.all_gather(kernel, devices), 0, axis)
+        size = parts.shape[axis] * parts.shape[axis + 1]
+        kernel = parts.reshape(*kernel.shape[:axis], size, *kernel.shape[axis + 1 :])
     return function(x, kernel)
 
   return jax.shard_map(
