@@ -26,6 +26,7 @@ __all__ = [
   'GlobalFeatures',
   'Spec',
   'by_name',
+  'obtainable',
 ]
 
 ALL: tuple[Condition, ...] = (
@@ -54,3 +55,16 @@ def by_name(names: Iterable[str]) -> tuple[Condition, ...]:
       f'Unknown condition {unknown[0]!r}; expected any of {", ".join(known)}.'
     )
   return tuple(c for c in ALL if c.name in names)
+
+
+def obtainable(names: Iterable[str], encoder: Encoder | None) -> list[str]:
+  """Those that can be had of an image, in the order of `ALL`.
+
+  Args:
+    names: of conditions.
+    encoder: without one, those that need it cannot.
+
+  Raises:
+    ValueError: a name is unknown.
+  """
+  return [c.name for c in by_name(names) if encoder is not None or not c.embedded]

@@ -229,8 +229,7 @@ def _contestants(
   """The models with their wishes; of two models, the wishes that both can grant."""
   contestants = []
   for name, composer in models.items():
-    known = conditions_lib.by_name(composer.names)
-    names = [c.name for c in known if composer.encoder is not None or not c.embedded]
+    names = conditions_lib.obtainable(composer.names, composer.encoder)
     held_out = hold_out(records, names, encoder=composer.encoder, seed=seed)
     own = Contestant(name, CachedComposer(composer, folder), held_out)
     own.wishes.update({wish.name: wish for wish in _wishes(composer, held_out, folder)})

@@ -38,7 +38,7 @@ class StageEvaluator:
     tools = Tools(encoder, inception, clip, len(records))
     self._judges = evaluators.build(wanted.evaluators, tools)
     self._known = conditions_lib.by_name(stage.config.unet.conditions)
-    names = [c.name for c in self._known if encoder is not None or not c.embedded]
+    names = conditions_lib.obtainable(stage.config.unet.conditions, encoder)
     self._held_out = hold_out(records, names, encoder=encoder, seed=0)
     self._shapes = stage.condition_shapes
     self._sample = StageSampler(stage)

@@ -117,9 +117,7 @@ def write_report(
     )
   count = max(num_measured, num_shown)
   chosen, records = draw_records(composer, dataset, count, seed)
-  known = conditions_lib.by_name(composer.names)
-  judged = [c for c in known if composer.encoder is not None or not c.embedded]
-  names = [c.name for c in judged]
+  names = conditions_lib.obtainable(composer.names, composer.encoder)
   held_out = hold_out(records, names, encoder=composer.encoder, seed=seed)
 
   wishes = [(name,) for name in names] + ([tuple(names)] if len(names) > 1 else [])
@@ -156,7 +154,10 @@ def write_report(
       for index, record in zip(chosen, records, strict=True)
     ],
     'data': _about_data(dataset.info, rejected),
-    'conditions': [_about(c, composer.condition_size, c in judged) for c in known],
+    'conditions': [
+      _about(condition, composer.condition_size, condition.name in names)
+      for condition in conditions_lib.by_name(composer.names)
+    ],
     'alone': _figures(outcomes[: len(names)]),
     'together': _figures(outcomes[len(names) :]),
     'commands': list(commands),

@@ -10,12 +10,13 @@ import re
 import secrets
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import gradio as gr
 import numpy as np
 
 from composer_jax.conditions import by_name
+from composer_jax.config import SampleConfig
 from composer_jax.images import Picture, encode_png
 from composer_jax.recipe import Recipe
 from composer_jax.studio import panel as panels
@@ -30,7 +31,7 @@ from composer_jax.studio.session import FIRST, OWN, RECIPE, SEED, STARTS, WAY, S
 WEB = pathlib.Path(__file__).parent / 'web'
 KEPT = 24
 """Images of one visitor that are remembered."""
-SAMPLERS = ('ddim', 'ddpm', 'dpm_solver')
+SAMPLERS = get_args(get_type_hints(SampleConfig)['sampler'])
 MODEL = {'concurrency_id': 'model', 'concurrency_limit': 1}
 """What uses the model waits in one line."""
 

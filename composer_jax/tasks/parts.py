@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from composer_jax.composer import REVERSIBLE, Composer, seen_by, square_of
-from composer_jax.conditions import by_name
+from composer_jax.conditions import by_name, obtainable
 from composer_jax.images import Picture
 
 LOOKS = ('semantics', 'palette')
@@ -44,11 +44,7 @@ def take_apart(
     needs_text = condition.from_text and captions is None
     if needs_text or condition.name == 'mask':
       raise ValueError(f'{condition.name} cannot be taken from an image.')
-  there = [
-    condition.name
-    for condition in by_name(composer.names)
-    if composer.encoder is not None or not condition.embedded
-  ]
+  there = obtainable(composer.names, composer.encoder)
   names = there if names is None else names
   if missing := [name for name in names if name not in there]:
     raise ValueError(
