@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from composer_jax.sharding.rules import Axes, apply_gathered, constrain
+from composer_jax.sharding.rules import Axes, constrain
 
 # Logical axes of kernels: inputs, outputs.
 OUTER: Axes = ('features', 'features')
@@ -82,9 +82,7 @@ class Dense(nnx.Module):
     self.bias = nnx.Param(jnp.zeros(outputs))
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    kernel = self.kernel[...].astype(x.dtype)
-    y = apply_gathered(jnp.matmul, x, kernel, self.kernel.get_metadata('axes', ()))
-    return y + self.bias[...].astype(x.dtype)
+    return x @ self.kernel[...].astype(x.dtype) + self.bias[...].astype(x.dtype)
 
 
 class Conv3x3(nnx.Module):
@@ -103,19 +101,15 @@ class Conv3x3(nnx.Module):
     self.bias = nnx.Param(jnp.zeros(outputs))
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    kernel = self.kernel[...].astype(x.dtype)
-    y = apply_gathered(_convolve, x, kernel, self.kernel.get_metadata('axes', ()))
-    return y + self.bias[...].astype(x.dtype)
-
-
-def _convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  return lax.conv_general_dilated(
-    x,
-    kernel,
-    window_strides=(1, 1),
-    padding='SAME',
-    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-  )
+    kernel, bias = self.kernel[...], self.bias[...].astype(x.dtype)
+    y = lax.conv_general_dilated(
+      x,
+      kernel.astype(x.dtype),
+      window_strides=(1, 1),
+      padding='SAME',
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
+    return y + bias
 
 
 class GroupNorm(nnx.Module):

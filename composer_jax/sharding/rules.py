@@ -8,15 +8,14 @@ another layout is another table.
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
+from flax.core import spmd
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -87,14 +86,6 @@ def partition(
   return P(*split)
 
 
-def weight_partition(
-  axes: Axes, shape: tuple[int, ...], rules: AxisRules, mesh: Mesh | AbstractMesh
-) -> P:
-  """How a parameter is split; small ones are not."""
-  whole = math.prod(shape) < rules.smallest
-  return partition(() if whole else axes, shape, rules, mesh)
-
-
 def weight_shardings(mesh: Mesh | AbstractMesh, tree: Any, rules: AxisRules) -> Any:
   """Where parameters, or what an optimiser keeps of each of them, lie.
 
@@ -112,21 +103,17 @@ def weight_shardings(mesh: Mesh | AbstractMesh, tree: Any, rules: AxisRules) -> 
     named = node.get_metadata('axes', ()) if isinstance(node, nnx.Variable) else ()
 
     def sharding(leaf: Any) -> NamedSharding:
-      return NamedSharding(mesh, weight_partition(named, leaf.shape, rules, mesh))
+      axes = named if math.prod(leaf.shape) >= rules.smallest else ()
+      return NamedSharding(mesh, partition(axes, leaf.shape, rules, mesh))
 
     return jax.tree.map(sharding, node)
 
   return jax.tree.map(place, tree, is_leaf=lambda node: isinstance(node, nnx.Variable))
 
 
-_RULES: contextvars.ContextVar[AxisRules | None] = contextvars.ContextVar(
-  'rules', default=None
-)
-
-
 @contextlib.contextmanager
 def laid_out(mesh: Mesh | None, rules: AxisRules) -> Iterator[None]:
-  """Within it, while a function is traced, arrays lie where a table of rules says.
+  """Within it, while a function is traced, `constrain` follows a table of rules.
 
   Args:
     mesh: of the function's devices; None to leave all to the compiler.
@@ -135,12 +122,11 @@ def laid_out(mesh: Mesh | None, rules: AxisRules) -> Iterator[None]:
   if mesh is None:
     yield
     return
-  token = _RULES.set(rules)
-  try:
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-      yield
-  finally:
-    _RULES.reset(token)
+  with (
+    jax.sharding.use_abstract_mesh(mesh.abstract_mesh),
+    spmd.logical_axis_rules(tuple(rules.table().items())),
+  ):
+    yield
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
@@ -150,59 +136,9 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     x: any array.
     axes: logical axes of its last axes.
   """
-  rules = _RULES.get()
-  if rules is None:
+  table: Any = spmd.get_logical_axis_rules()
+  if not table:
     return x
+  rules = AxisRules(**dict(table))
   mesh = jax.sharding.get_abstract_mesh()
   return jax.lax.with_sharding_constraint(x, partition(axes, x.shape, rules, mesh))
-
-
-def _devices(split: P) -> list[tuple[str, ...]]:
-  """For each axis of an array, those of the mesh that split it."""
-  return [(axes,) if isinstance(axes, str) else axes or () for axes in split]
-
-
-def apply_gathered(
-  function: Callable[[jax.Array, jax.Array], jax.Array],
-  x: jax.Array,
-  kernel: jax.Array,
-  axes: Axes,
-) -> jax.Array:
-  """`function(x, kernel)`, where each device has its rows of x and the whole kernel.
-
-  The kernel is gathered, and its gradient reduced and scattered, by hand: of those of
-  convolutions the compiler would take the whole sum over all devices, and then cut it.
-
-  Args:
-    function: keeps the first axis of x, and knows no other rows.
-    x: an array whose first axis is the batch.
-    kernel: a parameter.
-    axes: logical axes of its last axes.
-  """
-  rules = _RULES.get()
-  if rules is None:
-    return function(x, kernel)
-  mesh = jax.sharding.get_abstract_mesh()
-  (rows,) = _devices(partition(('batch',), x.shape[:1], rules, mesh))
-  if not rows:
-    return function(x, kernel)
-  split = [
-    tuple(axis for axis in devices if axis in rows)
-    for devices in _devices(weight_partition(axes, kernel.shape, rules, mesh))
-  ]
-
-  def local(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    for axis, devices in enumerate(split):
-      if devices:
-        # Along a new first axis: TPUs scatter no sum along the last one.
-        parts = jnp.moveaxis(jax.lax.all_gather(kernel, devices), 0, axis)
-        size = parts.shape[axis] * parts.shape[axis + 1]
-        kernel = parts.reshape(*kernel.shape[:axis], size, *kernel.shape[axis + 1 :])
-    return function(x, kernel)
-
-  return jax.shard_map(
-    local,
-    in_specs=(P(rows), P(*(devices or None for devices in split))),
-    out_specs=P(rows),
-    axis_names=set(rows),
-  )(x, kernel)
