@@ -16,11 +16,7 @@ os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 # Tiny models take longer to compile than to run.
 os.environ['XLA_FLAGS'] = ' '.join(
-  [
-    os.environ.get('XLA_FLAGS', ''),
-    '--xla_backend_optimization_level=0',
-    '--xla_cpu_use_fusion_emitters=false',
-  ]
+  [os.environ.get('XLA_FLAGS', ''), '--xla_backend_optimization_level=0']
 ).strip()
 
 

@@ -33,7 +33,6 @@ from composer_jax.sampling.inversion import invert
 from composer_jax.sampling.loop import (
   Denoiser,
   Sampler,
-  Spacing,
   initial_noise,
   sample,
   timesteps,
@@ -48,11 +47,22 @@ CEILING = 2.0
 
 
 class Knobs(NamedTuple):
-  """Settings of the sampling that change without compiling anew."""
+  """Settings of the sampling that change without compiling anew.
+
+  Attributes:
+    guidance: its scale and more.
+    eta: of DDIM.
+    percentile: of the dynamic threshold.
+    timesteps: int32 (T,), T of the schedule, of which the first are meant; None if the
+      plan has them.
+    steps: how many of them, int32 ().
+  """
 
   guidance: Guidance
   eta: float
   percentile: float
+  timesteps: np.ndarray | None = None
+  steps: np.ndarray | None = None
 
 
 class Plan(NamedTuple):
@@ -60,8 +70,7 @@ class Plan(NamedTuple):
 
   Attributes:
     sampler: its name.
-    steps: how many.
-    spacing: of the timesteps.
+    timesteps: descending; None if they are among the knobs.
     guided: False for one pass over the first term alone.
     dynamic: whether the threshold is.
     tile: side of the tiles that the network sees.
@@ -71,8 +80,7 @@ class Plan(NamedTuple):
   """
 
   sampler: str
-  steps: int
-  spacing: Spacing
+  timesteps: tuple[int, ...] | None
   guided: bool
   dynamic: bool
   tile: int
@@ -130,17 +138,21 @@ class Denoising:
         all, and float x_0 (B, S, S, 3) as predicted; see `sample` for what it costs.
     """
     known, knobs, plan = self._prepare(wish, settings)
-    run = functools.partial(
-      self._sample, self.weights, known, keys, low_res, knobs, start
-    )
     if watch is None:
-      return run(plan=plan)
+      return self._sample(self.weights, known, keys, low_res, knobs, start, plan=plan)
+    # Nothing of a watched program is kept on disk, so one serves all numbers of steps.
+    t = np.array(plan.timesteps, np.int32)
+    padded = np.full(self.config.diffusion.num_steps, -1, np.int32)
+    padded[: len(t)] = t
+    knobs = knobs._replace(timesteps=padded, steps=np.asarray(len(t), np.int32))
+    plan = plan._replace(timesteps=None, relay=self._relay)
 
     def step_watch(index: int, x_0: np.ndarray) -> bool:
-      return watch(index + 1, plan.steps, x_0)
+      return watch(index + 1, len(t), x_0)
 
     with self._relay.to(step_watch):
-      return jax.block_until_ready(run(plan=plan._replace(relay=self._relay)))
+      made = self._sample(self.weights, known, keys, low_res, knobs, start, plan=plan)
+      return jax.block_until_ready(made)
 
   def traced(
     self,
@@ -194,10 +206,10 @@ class Denoising:
     names = self.config.unet.conditions
     in_parts = 0 < settings.tile < self.config.unet.image_size
     alone = len(wish.terms) == 1 and wish.base is None
+    steps = timesteps(self.config.diffusion.num_steps, settings.steps, settings.spacing)
     plan = Plan(
       sampler=settings.sampler,
-      steps=settings.steps,
-      spacing=settings.spacing,
+      timesteps=tuple(steps.tolist()),
       guided=settings.guidance != 1 or not (alone or self.config.unet.low_res_size),
       dynamic=settings.percentile > 0,
       tile=settings.tile if in_parts else self.config.unet.image_size,
@@ -254,13 +266,16 @@ def sample_stage(
   """
   run = _reverse_process(config, graph, weights, wish, keys, low_res, knobs, plan)
   size = config.unet.image_size
+  t = knobs.timesteps if plan.timesteps is None else np.array(plan.timesteps)
+  assert t is not None  # One of them has them.
   x_0 = sample(
     run.denoise,
     _sampler(plan, knobs),
     initial_noise(run.keys, (size, size, 3)) if start is None else start,
     run.alphas_cumprod,
-    timesteps(config.diffusion.num_steps, plan.steps, plan.spacing),
+    t,
     run.keys,
+    count=knobs.steps,
     threshold=dynamic(knobs.percentile, CEILING) if plan.dynamic else static(),
     watch=plan.relay,
   )
@@ -297,8 +312,7 @@ def invert_stage(
     under the same wish, with DDIM at eta 0, or others under another.
   """
   run = _reverse_process(config, graph, weights, wish, keys, low_res, knobs, plan)
-  steps = timesteps(config.diffusion.num_steps, plan.steps, plan.spacing)
-  return invert(run.denoise, images, run.alphas_cumprod, steps)
+  return invert(run.denoise, images, run.alphas_cumprod, np.array(plan.timesteps))
 
 
 class _Reverse(NamedTuple):

@@ -131,6 +131,7 @@ def sample(
   threshold: Threshold | None = None,
   corrector: Corrector | None = None,
   watch: StepWatch | None = None,
+  count: jax.Array | np.ndarray | None = None,
 ) -> jax.Array:
   """Runs the reverse process.
 
@@ -153,6 +154,8 @@ def sample(
       without. It costs a copy of x_0 to the host and a wait for the answer in each
       step, and is compiled in: a program with it is another than one without, a
       program with another is a third, and none is kept in JAX's cache on disk.
+    count: of a watched run, int32 (): so many of the timesteps are meant, and -1
+      follows. It may be traced, so that one program serves any number; all if None.
 
   Returns:
     x_0, float32 (B, ...).
@@ -205,7 +208,7 @@ def sample(
 
   def unfinished(state):
     done, going, _ = state
-    return going & (done < len(t))
+    return going & (done < (len(t) if count is None else count))
 
   *_, (x_0, _) = jax.lax.while_loop(
     unfinished, advance_watched, (jnp.int32(0), jnp.bool_(True), begin)

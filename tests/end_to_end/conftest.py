@@ -40,7 +40,7 @@ def environment(*, optimized: bool = False) -> dict[str, str]:
   """Of a process with one device; `optimized` ones are compiled as users' are."""
   flags = '--xla_force_host_platform_device_count=1'
   if not optimized:
-    flags += ' --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
+    flags += ' --xla_backend_optimization_level=0'
   return {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags}
 
 

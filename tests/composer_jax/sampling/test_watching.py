@@ -104,6 +104,22 @@ def test_a_watched_cascade_gives_the_same_bits_and_shows_every_step(cascade):
   ]
 
 
+@pytest.mark.parametrize('sampler', ['ddim', 'ddpm', 'dpm_solver'])
+@pytest.mark.parametrize('steps', [1, 2, 5])
+def test_any_number_of_steps_gives_the_same_bits(cascade, sampler, steps):
+  stored, shown = stored_of(), []
+  settings = {'sampler': sampler, 'steps': steps, 'spacing': 'trailing'}
+
+  def watch(stage, step, of, images):
+    shown.append((stage, step, of))
+    return True
+
+  plain = cascade.compose(stored, seeds=SEEDS, sampling=settings)
+  watched = cascade.compose(stored, seeds=SEEDS, sampling=settings, watch=watch)
+  np.testing.assert_array_equal(watched, plain)
+  assert shown[:steps] == [(0, step, steps) for step in range(1, steps + 1)]
+
+
 def test_terms_can_be_watched_and_the_last_look_is_the_image():
   composer, looks = composer_of(), []
   first, second = (
@@ -133,7 +149,7 @@ def test_other_watchers_and_values_compile_nothing(cascade):
       {'sketch': np.full(2, 0.3 * number)},
       seeds=SEEDS + number,
       windows={'palette': (0.1 * number, 0.9)},
-      sampling={'guidance': 3.0 + number, 'eta': 0.2 * number},
+      sampling={'guidance': 3.0 + number, 'eta': 0.2 * number, 'steps': 2 + number},
       watch=lambda *_: True,
     )
   assert compiled() == before
