@@ -80,8 +80,8 @@ def test_distances_by_inception_have_their_usual_names(many, tmp_path):
   images, _ = many
   path = tmp_path / 'inception.safetensors'
   safetensors.torch.save_file(ReferenceInception().state_dict(), path)
-  evaluate = build(['distances'], Tools(inception=path, count=6))['distances']
-  names = [f.name for f in evaluate(of(images[:6], images[20:26]))]
+  evaluate = build(['distances'], Tools(inception=path, count=20))['distances']
+  names = [f.name for f in evaluate(of(images[:20], images[20:]))]
   assert names == ['FID', 'KID', 'precision', 'recall']
 
 
