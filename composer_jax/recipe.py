@@ -174,11 +174,7 @@ def make(composer: Composer, recipe: Recipe, watch: Watch | None = None) -> np.n
       f'The recipe is for model {recipe.model:.16}, this one is {here:.16}; the image'
       ' would be another. Give the folder of that model.'
     )
-  size = composer.image_size
-  if recipe.kept is not None and recipe.kept.shape != (size, size, 4):
-    raise ValueError(
-      f'The pixels to keep are {recipe.kept.shape}; expected {(size, size, 4)}.'
-    )
+  check_kept(composer, recipe.kept)
   made = composer.compose_terms(
     [recipe.terms],
     seeds=np.array([recipe.seed]),
@@ -191,8 +187,15 @@ def make(composer: Composer, recipe: Recipe, watch: Watch | None = None) -> np.n
   )
   if recipe.kept is not None:
     original, region = recipe.kept[None, ..., :3], recipe.kept[None, ..., 3] == 0
-    made = lay_over(made, original, region, FEATHER * size)
+    made = lay_over(made, original, region, FEATHER * composer.image_size)
   return made[0]
+
+
+def check_kept(composer: Composer, kept: np.ndarray | None) -> None:
+  """Refuses pixels that are to stay if they are not of the side of the images."""
+  shape = (composer.image_size, composer.image_size, 4)
+  if kept is not None and kept.shape != shape:
+    raise ValueError(f'The pixels to keep are {kept.shape}; expected {shape}.')
 
 
 def to_png(image: np.ndarray, recipe: Recipe) -> bytes:

@@ -43,9 +43,8 @@ def segment(pixels: np.ndarray) -> np.ndarray:
   )
   # Smoothing blends colours along outlines; a part without a 3 x 3 core is such a
   # rim, and goes to what is nearest.
-  core = scipy.ndimage.minimum_filter(labels, 3) == scipy.ndimage.maximum_filter(
-    labels, 3
-  )
+  lowest = scipy.ndimage.minimum_filter(labels, 3)
+  core = lowest == scipy.ndimage.maximum_filter(labels, 3)
   thin = ~np.isin(labels, labels[core])
   if not thin.all():
     nearest = scipy.ndimage.distance_transform_edt(

@@ -12,7 +12,7 @@ import numpy as np
 from composer_jax.composer import Composer
 from composer_jax.conditions import by_name
 from composer_jax.images import encode_png, png_text
-from composer_jax.recipe import FIELD, Recipe
+from composer_jax.recipe import FIELD, Recipe, check_kept
 from composer_jax.sampling.expression import And, Expression, Is, Term, terms
 from composer_jax.seeds import generator
 from composer_jax.studio.limits import Limits
@@ -104,11 +104,7 @@ class Panel:
       raise ValueError(
         f'The noise to start from is {self.start.shape}; expected {(size, size, 3)}.'
       )
-    size = composer.image_size
-    if self.kept is not None and self.kept.shape != (size, size, 4):
-      raise ValueError(
-        f'The pixels to keep are {self.kept.shape}; expected {(size, size, 4)}.'
-      )
+    check_kept(composer, self.kept)
     asked = self.sampling
     if 'steps' in asked:
       limits.whole(asked['steps'], 'Steps', 1, limits.steps)
