@@ -57,7 +57,9 @@ def test_a_complete_data_set_is_left_alone(data, folder, objects_of):
 def written(url):
   path = upath.UPath(url, use_listings_cache=False)
   found = path.fs.find(path.path, detail=True)
-  return {name: about['LastModified'] for name, about in found.items()}
+  # A folder that comes into being between two of its requests is found as one.
+  files = {name: about for name, about in found.items() if about['type'] == 'file'}
+  return {name: about['LastModified'] for name, about in files.items()}
 
 
 def test_other_arguments_are_refused(data, folder):
