@@ -8,16 +8,15 @@ import tempfile
 
 import pytest
 
+from tests.compiling import FAST
+
 # Before JAX is imported, here and in the processes that tests start.
 _CACHE = tempfile.mkdtemp(prefix='composer-jax-tests-')
 os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
 # The compiler of TPUs is installed, and would be taken for TPUs.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-# Tiny models take longer to compile than to run.
-os.environ['XLA_FLAGS'] = ' '.join(
-  [os.environ.get('XLA_FLAGS', ''), '--xla_backend_optimization_level=0']
-).strip()
+os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {FAST}'.strip()
 
 
 SLOWEST = ('end_to_end', 'ray_engine', 'test_buckets', 'test_processes', 'test_meshes')

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import pathlib
+import shlex
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from composer_jax import __version__
 from composer_jax.commands.task_inputs import FLAGS, pixels_of, regions_of, sketch_of
 from composer_jax.images import encode_png
 from composer_jax.shipped import model_folder
@@ -18,6 +21,8 @@ MOST = 64
 """Images that one call makes, at most."""
 MOVING = ('.gif', '.webp')
 """Endings of names of files in which images come one after another."""
+FIELD = 'composer_jax_task'
+"""Name of the text field of a PNG that says, as JSON, what made it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -339,7 +344,12 @@ def main(argv: list[str]) -> int:
 
   settings_from(SampleConfig(), sampling)  # Before anything is loaded.
   composer = Composer.load(flags.model)
-  _write(flags.out, TASKS[flags.name].run(composer, flags, sampling))
+  about = {
+    'version': __version__,
+    'model': composer.fingerprint,
+    'command': shlex.join(['composer-jax', 'task', *argv]),
+  }
+  _write(flags.out, TASKS[flags.name].run(composer, flags, sampling), about)
   print(flags.out)
   return 0
 
@@ -365,10 +375,11 @@ def _check(parser: argparse.ArgumentParser, flags: argparse.Namespace) -> None:
     parser.error(f'--out is {flags.out}; its folder does not exist')
 
 
-def _write(path: pathlib.Path, images: np.ndarray) -> None:
+def _write(path: pathlib.Path, images: np.ndarray, about: dict[str, str]) -> None:
   """Images side by side; or one after another, there and back, in an animated file."""
   if path.suffix.lower() not in MOVING:
-    path.write_bytes(encode_png(np.concatenate(list(images), axis=1)))
+    strip = np.concatenate(list(images), axis=1)
+    path.write_bytes(encode_png(strip, text={FIELD: json.dumps(about)}))
     return
   from PIL import Image
 

@@ -15,11 +15,11 @@ import skimage.data
 from PIL import Image
 
 from composer_jax import cli
+from tests.compiling import FAST
 
 TINY = [
   '--config.model.channels=16',
-  '--config.model.multipliers=(1,2)',
-  '--config.model.attention=(False,True)',
+  '--config.model.multipliers=(1,)',
   '--config.model.blocks=1',
   '--config.model.head_width=8',
   '--config.model.context_width=16',
@@ -30,6 +30,8 @@ TINY = [
   '--config.train.log_every=2',
 ]
 """Overrides that make a model of `configs/demo/` train in seconds."""
+TINY_BASE = [*TINY, '--config.model.attention=(True,)']
+TINY_UPSAMPLER = [*TINY, '--config.model.attention=(False,)']
 
 
 def command(*words: object) -> list[str]:
@@ -40,7 +42,7 @@ def environment(*, optimized: bool = False) -> dict[str, str]:
   """Of a process with one device; `optimized` ones are compiled as users' are."""
   flags = '--xla_force_host_platform_device_count=1'
   if not optimized:
-    flags += ' --xla_backend_optimization_level=0'
+    flags += f' {FAST}'
   return {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags}
 
 

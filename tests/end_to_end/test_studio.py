@@ -524,6 +524,21 @@ def test_a_program_that_cancels_gets_no_more_and_lets_others_on(client):
   assert time.monotonic() - begin < 4 * alone  # The others would take seven.
 
 
+def test_a_closed_page_makes_no_more_and_lets_others_on(visit, client):
+  begin = time.monotonic()
+  compose(client)
+  alone = time.monotonic() - begin
+  page = visit().page
+  page.get_by_label('number input for Images').fill('8')
+  page.get_by_role('button', name='Generate').click()
+  page.get_by_role('progressbar', name='Progress').wait_for()
+  page.close()
+  begin = time.monotonic()
+  (path,) = compose(client, options={'seed': 98})
+  assert text_of(path)['seed'] == 98
+  assert time.monotonic() - begin < 4 * alone  # The others would take seven.
+
+
 def compose(client, **changes):
   asked = {'images': [], 'use': {}, 'caption': '', 'negative': '', 'options': {}}
   return client.predict(**(asked | changes), api_name='/compose')

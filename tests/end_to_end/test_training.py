@@ -7,7 +7,13 @@ import time
 
 import pytest
 
-from tests.end_to_end.conftest import TINY, command, environment, metrics, run_here
+from tests.end_to_end.conftest import (
+  TINY_BASE,
+  command,
+  environment,
+  metrics,
+  run_here,
+)
 
 STEPS = 24
 
@@ -21,7 +27,7 @@ def words(data, workdir, *more):
     "--config.model.conditions=('palette','mask')",
     '--config.optimizer.cooldown=0.0',  # It depends on the number of steps.
     '--config.train.sample_every=0',
-    *TINY,
+    *TINY_BASE,
     '--config.data.batch_size=8',
     *more,
   ]

@@ -15,7 +15,14 @@ from PIL import Image
 
 from composer_jax import cli, conditions
 from composer_jax.training.processes import ADDRESS, COUNT, INDEX
-from tests.end_to_end.conftest import TINY, command, environment, run, run_here
+from tests.end_to_end.conftest import (
+  TINY_BASE,
+  TINY_UPSAMPLER,
+  command,
+  environment,
+  run,
+  run_here,
+)
 
 
 @pytest.fixture(scope='module')
@@ -51,8 +58,8 @@ def model(data, tmp_path_factory):
     '--config.model.width=32',
     '--config.model.layers=1',
   )
-  train('base', 'base', *TINY, '--config.train.sample_every=6')
-  train('upsampler', 'upsampler', *TINY)
+  train('base', 'base', *TINY_BASE, '--config.train.sample_every=6')
+  train('upsampler', 'upsampler', *TINY_UPSAMPLER)
   return model
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+import shlex
 
 import numpy as np
 import pytest
@@ -13,12 +15,14 @@ from composer_jax import cli
 from composer_jax.commands.task import TASKS
 from composer_jax.commands.task_inputs import sketch_of
 from composer_jax.composer import Composer
+from composer_jax.images import png_text
+from composer_jax.shipped import model_folder
 
 STEPS = ['--steps', '2']
 MORE = {
   'text-to-image': ['--caption', 'red apple'],
   'variation': ['--image', 'a.png'],
-  'interpolation': ['--image', 'a.png', '--to', 'b.png'],
+  'interpolation': ['--image', 'a.png', '--to', 'b.png', '--frames', '2'],
   'reconfiguration': ['--image', 'a.png', '--palette', '#203050,#e0c080'],
   'region-editing': ['--image', 'a.png', '--box', '0.5,0,1,1'],
   'colorization': ['--image', 'a.png', '--palette', '#203050,#e0c080'],
@@ -67,9 +71,19 @@ def test_all_tasks_are_tried():
 def test_each_draws_an_image(name):
   assert run(name, '--out', 'out.png', *STEPS) == 0
   made = pixels('out.png')
-  frames = 8 if name == 'interpolation' else 1
+  frames = 2 if name == 'interpolation' else 1
   assert made.shape == (128, frames * 128, 3)
   assert made.std() > 5
+
+
+def test_a_picture_says_what_made_it():
+  run('colorization', '--out', 'out.png', *STEPS)
+  about = json.loads(png_text('out.png')['composer_jax_task'])
+  assert about['model'] == load(model_folder('demo')).fingerprint
+  program, verb, *words = shlex.split(about['command'])
+  made = pixels('out.png')
+  assert (program, cli.main([verb, *words])) == ('composer-jax', 0)
+  np.testing.assert_array_equal(pixels('out.png'), made)
 
 
 @pytest.mark.parametrize('name', ['region-editing', 'try-on'])

@@ -11,6 +11,7 @@ from jax import numpy as jnp
 from composer_jax.diffusion.process import coefficients, to_eps_and_x0
 from composer_jax.diffusion.schedule import make_schedule
 from composer_jax.sampling.guidance import Branch, Guidance, Wish, follow, guide
+from tests.compiling import AS_USERS
 
 STEPS = 1000
 ALPHAS = jnp.asarray(make_schedule('cosine').alphas_cumprod, jnp.float32)
@@ -168,8 +169,7 @@ def test_compiled_with_optimisation_the_first_step_is_within_its_window(num_step
   branch = Branch({'a': np.ones(2)}, kept, {'a': np.array([[0, 1], [0, 1]], 'f4')})
   predict = follow(lambda x, t, stored, kept: kept['a'], branch, num_steps)
   program = jax.jit(predict).lower(jnp.zeros(2), jnp.int32(0))
-  options = {'xla_backend_optimization_level': 3}  # Tests do without it.
-  made = program.compile(compiler_options=options)(
+  made = program.compile(compiler_options=AS_USERS)(
     jnp.zeros(2), jnp.int32(num_steps - 1)
   )
   np.testing.assert_array_equal(made, 1)

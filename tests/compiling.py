@@ -1,0 +1,7 @@
+"""How tests compile: fast, but for those that ask for what users get."""
+
+FAST = '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
+"""Flags of XLA: tiny models take longer to compile than to run."""
+
+AS_USERS = {'xla_backend_optimization_level': 3, 'xla_cpu_use_fusion_emitters': True}
+"""Options of a compilation: the defaults, whatever the flags say."""
