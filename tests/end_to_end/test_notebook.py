@@ -6,6 +6,8 @@ import nbclient
 import nbformat
 import pytest
 
+from tests.compiling import SHIPPED
+
 NOTEBOOK = pathlib.Path(__file__).parent.parent.parent / 'docs' / 'walkthrough.ipynb'
 
 
@@ -15,7 +17,9 @@ def executed(tmp_path_factory):
   notebook = nbformat.read(NOTEBOOK, as_version=4)
   folder = tmp_path_factory.mktemp('notebook')
   resources = {'metadata': {'path': str(folder)}}
-  nbclient.NotebookClient(notebook, timeout=600, resources=resources).execute()
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('XLA_FLAGS', SHIPPED)
+    nbclient.NotebookClient(notebook, timeout=600, resources=resources).execute()
   return notebook
 
 

@@ -23,6 +23,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
+from tests.compiling import SHIPPED
 from tests.end_to_end.conftest import command, environment
 
 BROWSERS = ('chromium', 'chromium-browser', 'google-chrome')
@@ -49,7 +50,7 @@ def server():
   """The address of a studio that is ready."""
   process = subprocess.Popen(
     command('studio', '--port', 0, '--max-steps', 4, '--max-queue', 5),
-    env=environment(optimized=True) | {'PYTHONUNBUFFERED': '1'},
+    env=environment() | {'XLA_FLAGS': SHIPPED, 'PYTHONUNBUFFERED': '1'},
     stdout=subprocess.PIPE,
     text=True,
   )
