@@ -72,8 +72,6 @@ class DiffusionConfig:
       the visible part of a mask.
     crop: side of the random squares that training cuts out of each image, in pixels
       of the model; 0 for whole images. For upsamplers (Ramesh et al. 2022, 2.3).
-    keep_one: probability that a sample keeps a single condition, at most 0.8; 0 as
-      published. A short training then sees each condition alone often enough.
   """
 
   schedule: Literal['cosine', 'linear'] = 'cosine'
@@ -85,7 +83,6 @@ class DiffusionConfig:
   low_res_spread: float = 0.0
   given_spread: float = 0.0
   crop: int = 0
-  keep_one: float = 0.0
 
   def __post_init__(self):
     _check(
@@ -96,7 +93,6 @@ class DiffusionConfig:
       low_res_spread=(0, sys.float_info.max),
       given_spread=(0, sys.float_info.max),
       crop=(0, math.inf),
-      keep_one=(0, 0.8),
     )
     for name in ('low_res_spread', 'given_spread'):
       if getattr(self, name) and self.prediction != 'v':

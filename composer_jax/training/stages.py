@@ -134,7 +134,7 @@ class Diffusion:
     noise = jax.random.normal(next(keys), x_0.shape)
     c = coefficients(alphas_cumprod, t, x_0.ndim)
     x_t = q_sample(x_0, noise, c)
-    kept = draw_kept(next(keys), conditions, present, shape.keep_one)
+    kept = draw_kept(next(keys), conditions, present)
 
     output = model(
       x_t,

@@ -102,7 +102,6 @@ def test_an_own_config_file_is_preferred(tmp_path, monkeypatch):
     ('--config.diffusion.crop=12', 'diffusion.crop is 12; expected a multiple of 8 '),
     ('--config.diffusion.crop=40', 'diffusion.crop is 40; .* up to .*image_size, 32'),
     ('--config.diffusion.given_spread=-1.0', 'given_spread is -1.0; .* at least 0'),
-    ('--config.diffusion.keep_one=0.9', 'keep_one is 0.9; .* at most 0.8'),
     (
       '--config.diffusion.low_res_spread=0.2',
       'low_res_spread is 0.2 and .*a base model',

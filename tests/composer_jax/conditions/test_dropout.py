@@ -18,12 +18,12 @@ PRESENT = {name: jnp.ones(BATCH, bool) for name in NAMES}
 
 
 @jax.jit
-def jitted(key, present, keep_one):
-  return draw_kept(key, ALL, present, keep_one)
+def jitted(key, present):
+  return draw_kept(key, ALL, present)
 
 
-def draw(present, seed=0, keep_one=0.0):
-  return jitted(jax.random.key(seed), present, keep_one)
+def draw(present, seed=0):
+  return jitted(jax.random.key(seed), present)
 
 
 @pytest.fixture(scope='module')
@@ -60,24 +60,6 @@ def test_otherwise_each_falls_without_regard_to_the_others(kept):
     rate = 0.8 * np.where(keep, 1 - rates, rates).prod()
     rate += 0.1 * (keep.all() or not keep.any())
     assert_rate(codes == keep @ (1 << np.arange(len(NAMES))), rate)
-
-
-def test_as_many_as_asked_for_keep_one_alone_any_of_those_they_have():
-  # The last condition is missing, the first from half of the samples.
-  half = jnp.arange(BATCH) < BATCH // 2
-  present = {name: PRESENT[name] for name in NAMES[1:-1]} | {NAMES[0]: half}
-  drawn = draw(present, keep_one=0.3)
-  kept = np.stack([np.asarray(drawn[name]) for name in NAMES[:-1]], axis=1)
-  rates = np.array([RATES[name] for name in NAMES[:-1]])
-  for rows, there in ((kept[half], slice(0, None)), (kept[~half], slice(1, None))):
-    alone = rows[rows.sum(axis=1) == 1]
-    rest, some = rates[there], len(rates[there])
-    for index in range(some):
-      by_chance = rest.prod() / rest[index] * (1 - rest[index])
-      only = (rows.sum(axis=1) == 1) & rows[:, there][:, index]
-      assert_rate(only, 0.3 / some + 0.5 * by_chance)
-    assert len(alone) and not rows[:, : there.start].any()
-    assert_rate(~rows.any(axis=1), 0.1 + 0.5 * rest.prod())
 
 
 def test_samples_of_a_batch_fall_without_regard_to_each_other(kept):
