@@ -19,7 +19,7 @@ CHIP = CHIPS['v5e']
 
 
 @pytest.fixture(scope='module')
-def mesh():
+def mesh(tpu_compiler):
   _, devices = open_topology('v5e:2x2')
   return make_mesh(MeshConfig(fsdp=-1, data=1), devices)
 
