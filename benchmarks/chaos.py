@@ -23,8 +23,8 @@ import time
 
 SMALL = (
   '--config.model.channels=16',
-  '--config.model.multipliers=(1,2)',
-  '--config.model.attention=(False,True)',
+  '--config.model.multipliers=(1,)',
+  '--config.model.attention=(True,)',
   '--config.model.head_width=8',
   '--config.model.context_width=16',
   '--config.model.local_hidden=8',
