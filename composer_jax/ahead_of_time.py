@@ -98,7 +98,10 @@ class Compilation:
 
 
 def compile_for(
-  config: Config, topology: str, what: Literal['train', 'sample'] = 'train'
+  config: Config,
+  topology: str,
+  what: Literal['train', 'sample'] = 'train',
+  slices: int = 1,
 ) -> tuple[Compilation, jax.stages.Compiled]:
   """Compiles the train step or the sampler of a config.
 
@@ -106,6 +109,7 @@ def compile_for(
     config: of the run. Its batch is sampled at once, too.
     topology: such as `v5e:16x16`: chip and extent of the slice.
     what: which program.
+    slices: how many of them, joined by the network of the data centre.
 
   Returns:
     What it costs, and the program, for `save_program`.
@@ -114,7 +118,7 @@ def compile_for(
     ValueError: the topology is unknown, the config does not fit it, or libtpu is not
       installed.
   """
-  chip, devices = open_topology(topology)
+  chip, devices = open_topology(topology, slices)
   model = describe(config)
   begin = time.perf_counter()
   lowered, calls = (_lower_train if what == 'train' else _lower_sample)(config, devices)
@@ -150,8 +154,8 @@ def compile_for(
   return found, compiled
 
 
-def open_topology(topology: str) -> tuple[Chip, Sequence[Any]]:
-  """The chip of a topology such as `v5p:4x4x8`, and its devices.
+def open_topology(topology: str, slices: int = 1) -> tuple[Chip, Sequence[Any]]:
+  """The chip of a topology such as `v5p:4x4x8`, and the devices of as many slices.
 
   Raises:
     ValueError: it is unknown, or libtpu is not installed.
@@ -164,7 +168,9 @@ def open_topology(topology: str) -> tuple[Chip, Sequence[Any]]:
     )
   with _without_tpu():
     try:
-      found = topologies.get_topology_desc(platform='tpu', topology_name=topology)
+      found = topologies.get_topology_desc(
+        platform='tpu', topology_name=topology, num_slices=slices
+      )
     except (RuntimeError, ValueError, NotImplementedError) as error:
       raise ValueError(
         f'--topology is {topology!r}, which libtpu refuses: {error}. It comes with'

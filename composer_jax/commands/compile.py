@@ -62,18 +62,23 @@ def main(argv: list[str]) -> int:
   parser.add_argument(
     '--topology', required=True, metavar='CHIP:EXTENT', help='such as v5e:16x16'
   )
+  parser.add_argument(
+    '--slices', type=int, default=1, metavar='N', help='of that extent; 1 by default'
+  )
   parser.add_argument('--what', choices=('train', 'sample'), default='train')
   parser.add_argument(
     '--out', type=pathlib.Path, metavar='FILE', help='where the compiled program goes'
   )
   parser.add_argument('--json', action='store_true', help='all figures by name')
   flags, rest = parser.parse_known_args(argv)
+  if flags.slices < 1:
+    parser.error(f'--slices is {flags.slices}; expected 1 or more.')
   given = [f'--config={flags.config}'] if flags.config else []
   config = config_lib.parse([*given, *rest])
 
   from composer_jax.ahead_of_time import compile_for, save_program
 
-  found, compiled = compile_for(config, flags.topology, flags.what)
+  found, compiled = compile_for(config, flags.topology, flags.what, flags.slices)
   if flags.out:
     save_program(compiled, flags.out)
   if flags.json:

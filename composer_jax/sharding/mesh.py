@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -75,16 +76,30 @@ class MeshConfig:
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
   """A mesh over all devices, or over those given.
 
+  Along `data`, neighbours may lie in different slices, which only the network of the
+  data centre joins; the other axes stay within one.
+
   Raises:
-    ValueError: the sizes do not multiply to the number of devices.
+    ValueError: the sizes do not multiply to the number of devices, or `data` cannot be
+      spread over the slices.
   """
   devices = jax.devices() if devices is None else devices
-  return jax.make_mesh(
-    config.sizes(len(devices)),
-    MESH_AXES,
-    axis_types=(AxisType.Auto,) * len(MESH_AXES),
-    devices=devices,
-  )
+  data, *others = config.sizes(len(devices))
+  slices = len({getattr(device, 'slice_index', 0) for device in devices})
+  # An axis may take a part of a dimension of the torus, such as half of 16 x 16 chips.
+  split = {'allow_split_physical_axes': True}
+  if data % slices == 0 and slices > 1:
+    grid = mesh_utils.create_hybrid_device_mesh(
+      (data // slices, *others), (slices, 1, 1, 1), devices, **split
+    )
+  elif slices == 1 or devices[0].platform != 'tpu':
+    grid = mesh_utils.create_device_mesh((data, *others), devices, **split)
+  else:
+    raise ValueError(
+      f'config.mesh.data is {data}; expected a multiple of {slices}, the number of'
+      ' slices.'
+    )
+  return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def abstract_mesh(config: MeshConfig, count: int) -> AbstractMesh:

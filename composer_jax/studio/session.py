@@ -138,6 +138,11 @@ class Session:
       source = given.get('source', '')
       if not isinstance(source, str):
         raise ValueError(f'{name} comes from {source!r:.40}; expected an image.')
+      if self._ended(name, source):
+        raise ValueError(
+          'The images of this page are gone, as its session has ended: load the page'
+          ' again, and add them.'
+        )
       chosen[name] = Choice(
         source if self.value(name, source) is not None else '',
         limits.number(
@@ -147,6 +152,12 @@ class Session:
         limits.number(given.get('end', 1), f'The end of {name}', 0, 1),
       )
     self.choices = chosen
+
+  def _ended(self, name: str, source: str) -> bool:
+    """Whether the page speaks of what only a session before this one had."""
+    if source == OWN:
+      return name not in self.own
+    return source.isdecimal() and len(source) < 9 and int(source) > self.opened
 
   def origins(self, start: str) -> tuple[Origin, ...]:
     """The images whose noise others start from.

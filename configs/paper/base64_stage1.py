@@ -20,11 +20,13 @@ def get_config() -> config_dict.ConfigDict:
     'image_size': 64,
     'low_res_size': 0,
     'fold': 1,
-    'channels': 480,  # 512, as GLIDE's widths go, make 2.26B.
-    'multipliers': (1, 2, 3, 4),
+    # 512, 1024, 1280 and 2048 channels; GLIDE's multiples of 512, (1, 2, 3, 4), make
+    # 2.26B.
+    'channels': 256,
+    'multipliers': (2, 4, 5, 8),
     'blocks': 3,
     'attention': (False, True, True, True),  # At 32, 16 and 8 pixels.
-    'head_width': 96,
+    'head_width': 64,
     'groups': 32,
     'dropout': 0.1,
     'conditions': ('semantics',),
@@ -60,6 +62,6 @@ def get_config() -> config_dict.ConfigDict:
     'sample_every': 5_000,
     'seed': 0,
   }
-  config.mesh = {'data': -1, 'fsdp': 32}  # 32 divides all widths.
+  config.mesh = {'data': -1, 'fsdp': 32}  # Shards of whole tiles of 8 channels.
   config.sample = {'steps': 50, 'guidance': 3.0, 'eta': 0.0}
   return config

@@ -51,6 +51,20 @@ def test_a_train_step_for_four_chips_says_what_it_costs(capsys):
   assert found['compile_seconds'] > 0
 
 
+def test_slices_are_joined_along_data(capsys):
+  words = [
+    *('compile', *SMALL, '--topology=v5e:2x2', '--json', '--slices=2'),
+    *('--config.mesh.data=2', '--config.mesh.fsdp=4'),
+  ]
+  assert cli.main(words) == 0
+  found = json.loads(capsys.readouterr().out)
+  assert found['chips'] == 8
+  assert found['collectives']['all-reduce']['count'] > 0
+  with pytest.raises(SystemExit):
+    cli.main([*words, '--slices=0'])
+  assert '--slices is 0; expected 1 or more' in capsys.readouterr().err
+
+
 def test_what_does_not_fit_is_told_by_the_exit_status(capsys, monkeypatch):
   from composer_jax import ahead_of_time
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import jax
 import pytest
 
+from composer_jax.ahead_of_time import open_topology
 from composer_jax.sharding.mesh import MeshConfig, make_mesh
 from tests.virtual_devices import run_on_devices
 
@@ -55,3 +56,21 @@ def test_a_batch_is_split_over_data_and_fsdp():
   assert found['mesh'] == {'data': 2, 'fsdp': 4, 'tensor': 1, 'spatial': 1}
   assert found['rows'] == [0, 2, 4, 6, 8, 10, 12, 14]
   assert found['shards'] == [[1, 2]] * 8
+
+
+@pytest.mark.usefixtures('tpu_compiler')
+def test_data_lies_along_the_slices_and_all_else_within_one():
+  _, devices = open_topology('v5e:2x2', slices=2)
+  mesh = make_mesh(MeshConfig(fsdp=2, tensor=2), devices)
+  slices = [{d.slice_index for d in part.ravel()} for part in mesh.devices]
+  assert slices == [{0}, {1}]
+  with pytest.raises(ValueError, match='data is 1; expected a multiple of 2, the numb'):
+    make_mesh(MeshConfig(fsdp=8), devices)
+
+
+@pytest.mark.usefixtures('tpu_compiler')
+def test_an_axis_may_take_part_of_a_dimension_of_the_torus():
+  _, devices = open_topology('v6e:4x4')
+  mesh = make_mesh(MeshConfig(fsdp=8), devices)
+  assert dict(mesh.shape) == {'data': 2, 'fsdp': 8, 'tensor': 1, 'spatial': 1}
+  assert len({device.id for device in mesh.devices.ravel()}) == 16

@@ -74,6 +74,16 @@ def test_a_removed_image_is_not_used(engine, session):
   assert not session.panel().values
 
 
+@pytest.mark.parametrize('source', ['2', OWN])
+def test_a_page_is_told_that_its_session_has_ended(engine, session, source):
+  session.own['sketch'] = session.sources['2'].found['sketch']
+  asked = {'sketch': {'source': source}}
+  session.choose(asked, engine)
+  assert session.panel().values
+  with pytest.raises(ValueError, match='session has ended: load the page again'):
+    Session().choose(asked, engine)
+
+
 @pytest.mark.parametrize(
   ('asked', 'message'),
   [
