@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import re
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -52,6 +53,9 @@ CHIPS = {
   'v6e': Chip(918e12, 1640e9, 32e9),
 }
 """By the name before the colon of a topology."""
+
+_OTHERS = re.compile('--xla_(cpu|gpu|backend_optimization_level)')
+"""Flags of XLA that the compiler of TPUs does not know."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,9 +124,11 @@ def compile_for(
   """
   chip, devices = open_topology(topology, slices)
   model = describe(config)
+  lower = _lower_train if what == 'train' else _lower_sample
   begin = time.perf_counter()
-  lowered, calls = (_lower_train if what == 'train' else _lower_sample)(config, devices)
-  compiled = lowered.compile()
+  with tpu_compiler():
+    lowered, calls = lower(config, devices)
+    compiled = lowered.compile()
   seconds = time.perf_counter() - begin
   program = Program(compiled.as_text() or '')
   cost = program.cost(chip.flops, chip.bandwidth)
@@ -166,7 +172,7 @@ def open_topology(topology: str, slices: int = 1) -> tuple[Chip, Sequence[Any]]:
       f'--topology is {topology!r}; expected a chip among {", ".join(CHIPS)} and the'
       ' extent of a slice, such as v5p:4x4x8.'
     )
-  with _without_tpu():
+  with tpu_compiler():
     try:
       found = topologies.get_topology_desc(
         platform='tpu', topology_name=topology, num_slices=slices
@@ -181,15 +187,20 @@ def open_topology(topology: str, slices: int = 1) -> tuple[Chip, Sequence[Any]]:
 
 
 @contextlib.contextmanager
-def _without_tpu() -> Iterator[None]:
-  """Keeps libtpu from looking for TPUs: it is only to compile.
+def tpu_compiler() -> Iterator[None]:
+  """While it compiles, keeps libtpu from TPUs, and from flags that it does not know.
 
   It would ask the cloud what machine this is, for minutes, and let no other process
-  open it meanwhile.
+  open it meanwhile; and it ends the process for a flag of another compiler.
   """
-  names = ('TPU_SKIP_MDS_QUERY', 'ALLOW_MULTIPLE_LIBTPU_LOAD')
-  before = {name: os.environ.get(name) for name in names}
-  os.environ |= dict.fromkeys(names, '1')
+  flags = os.environ.get('XLA_FLAGS', '').split()
+  changes = {
+    'TPU_SKIP_MDS_QUERY': '1',
+    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+    'XLA_FLAGS': ' '.join(flag for flag in flags if not _OTHERS.match(flag)),
+  }
+  before = {name: os.environ.get(name) for name in changes}
+  os.environ |= changes
   try:
     yield
   finally:

@@ -28,17 +28,6 @@ def pytest_collection_modifyitems(items):
   items.sort(key=lambda item: not any(part in item.nodeid for part in SLOWEST))
 
 
-@pytest.fixture(scope='module')
-def tpu_compiler():
-  """Keeps flags of CPUs from the compiler of TPUs, which ends the process for them."""
-  import jax
-
-  jax.devices()  # Here CPUs read them.
-  with pytest.MonkeyPatch.context() as patch:
-    patch.delenv('XLA_FLAGS')
-    yield
-
-
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish():
   shutil.rmtree(_CACHE, ignore_errors=True)

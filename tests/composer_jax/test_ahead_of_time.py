@@ -10,8 +10,6 @@ import pytest
 from composer_jax import cli
 from composer_jax.ahead_of_time import load_program, save_program
 
-pytestmark = pytest.mark.usefixtures('tpu_compiler')
-
 SMALL = [
   '--config=configs/demo/base.py',
   '--config.model.image_size=16',

@@ -9,7 +9,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from composer_jax.ahead_of_time import CHIPS, open_topology
+from composer_jax.ahead_of_time import CHIPS, open_topology, tpu_compiler
 from composer_jax.hlo import Program
 from composer_jax.models.layers import Conv3x3
 from composer_jax.sharding.mesh import MeshConfig, make_mesh
@@ -19,7 +19,7 @@ CHIP = CHIPS['v5e']
 
 
 @pytest.fixture(scope='module')
-def mesh(tpu_compiler):
+def mesh():
   _, devices = open_topology('v5e:2x2')
   return make_mesh(MeshConfig(fsdp=-1, data=1), devices)
 
@@ -30,7 +30,8 @@ def compiled(mesh, function, *arguments):
     jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, P(*split)))
     for shape, split in arguments
   ]
-  program = jax.jit(function).lower(*shapes).compile()
+  with tpu_compiler():
+    program = jax.jit(function).lower(*shapes).compile()
   return Program(program.as_text()), program.cost_analysis()
 
 

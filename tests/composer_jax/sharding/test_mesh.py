@@ -58,7 +58,6 @@ def test_a_batch_is_split_over_data_and_fsdp():
   assert found['shards'] == [[1, 2]] * 8
 
 
-@pytest.mark.usefixtures('tpu_compiler')
 def test_data_lies_along_the_slices_and_all_else_within_one():
   _, devices = open_topology('v5e:2x2', slices=2)
   mesh = make_mesh(MeshConfig(fsdp=2, tensor=2), devices)
@@ -68,7 +67,6 @@ def test_data_lies_along_the_slices_and_all_else_within_one():
     make_mesh(MeshConfig(fsdp=8), devices)
 
 
-@pytest.mark.usefixtures('tpu_compiler')
 def test_an_axis_may_take_part_of_a_dimension_of_the_torus():
   _, devices = open_topology('v6e:4x4')
   mesh = make_mesh(MeshConfig(fsdp=8), devices)
