@@ -135,13 +135,13 @@ def test_a_job_that_is_killed_and_preempted_ends_with_the_bits_of_an_unbroken_on
   kill_one(processes)  # At a random step.
 
   for _ in range(5):
+    if saving(broken):  # It died of it: what it was writing is still there.
+      break
     processes = start(2, broken, steps)
     deadline = time.monotonic() + 60
     while not saving(broken) and time.monotonic() < deadline:
       time.sleep(0.001)
     kill_one(processes)
-    if saving(broken):  # It died of it: what it was writing is still there.
-      break
   assert saving(broken)
   killed_at = max(losses(broken))
   assert killed_at < STEPS
