@@ -134,7 +134,8 @@ def compile_for(
   cost = program.cost(chip.flops, chip.bandwidth)
   memory: Any = compiled.memory_analysis()
   images = config.data.batch_size
-  work = calls * model.forward_flops * images / len(devices)
+  seen = describe(_of_crops(config)) if what == 'train' else model
+  work = calls * seen.forward_flops * images / len(devices)
   found = Compilation(
     parameters=model.parameters,
     chips=len(devices),
@@ -209,6 +210,20 @@ def tpu_compiler() -> Iterator[None]:
         del os.environ[name]
       else:
         os.environ[name] = value
+
+
+def _of_crops(config: Config) -> Config:
+  """That of a model whose images are as large as what this one trains on."""
+  crop = config.diffusion.crop
+  if not crop:
+    return config
+  unet = config.unet
+  low = unet.low_res_size * crop // unet.image_size
+  return dataclasses.replace(
+    config,
+    model=dataclasses.replace(unet, image_size=crop, low_res_size=low),
+    diffusion=dataclasses.replace(config.diffusion, crop=0),
+  )
 
 
 def _lower_train(

@@ -1,4 +1,4 @@
-"""What all tests share: programs are compiled fast, and once a worker."""
+"""What all tests share: programs are compiled fast, and once."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ import pytest
 
 from tests.compiling import FAST
 
-# Before JAX is imported, here and in the processes that tests start.
-_CACHE = tempfile.mkdtemp(prefix='composer-jax-tests-')
-os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE
-os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
+_WORKER = 'PYTEST_XDIST_WORKER' in os.environ
+
+# Before JAX is imported, here, in workers and in the processes that tests start.
+if not _WORKER:
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='composer-jax-')
+os.environ['JAX_COMPILATION_CACHE_MAX_SIZE'] = str(8 << 30)  # Locks it for each access.
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '0'
 # The compiler of TPUs is installed, and would be taken for TPUs.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {FAST}'.strip()
@@ -30,4 +34,5 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish():
-  shutil.rmtree(_CACHE, ignore_errors=True)
+  if not _WORKER:
+    shutil.rmtree(os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)

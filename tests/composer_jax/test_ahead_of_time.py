@@ -49,6 +49,24 @@ def test_a_train_step_for_four_chips_says_what_it_costs(capsys):
   assert found['compile_seconds'] > 0
 
 
+def test_a_model_that_trains_on_crops_works_on_no_more(capsys):
+  words = [*SMALL, '--config.model.conditions=()', '--config.mesh.fsdp=4']
+  crops = ['--config.diffusion.crop=8', '--config.model.low_res_size=8']
+  assert cli.main(['compile', *words, *crops, '--topology=v5e:2x2', '--json']) == 0
+  found = json.loads(capsys.readouterr().out)
+  whole = ['--config.model.image_size=8', '--config.model.low_res_size=4']
+  assert cli.main(['describe', *words, *whole, '--json']) == 0
+  model = json.loads(capsys.readouterr().out)
+  assert found['parameters'] == model['parameters']
+  work = 3 * 8 * model['forward_flops']
+  # Of whole images it would be four times as much; the smallest products are no longer
+  # products once compiled.
+  assert 0.7 * work < found['flops_per_chip'] < 1.1 * work
+  assert found['mfu'] == pytest.approx(
+    work / found['estimated_step_seconds'] / 197e12, rel=1e-6
+  )
+
+
 def test_slices_are_joined_along_data(capsys):
   words = [
     *('compile', *SMALL, '--topology=v5e:2x2', '--json', '--slices=2'),
