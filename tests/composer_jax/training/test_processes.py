@@ -7,20 +7,19 @@ import os
 import random
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import pytest
 
 from composer_jax.training import processes as processes_lib
 from tests.composer_jax.training.job import PREEMPTED
+from tests.forked import Forked
 
 STEPS = 40
 
 
 def command(workdir, *more):
-  return [sys.executable, '-m', 'tests.composer_jax.training.job', str(workdir), *more]
+  return ['tests.composer_jax.training.job', str(workdir), *more]
 
 
 def environment(devices=1):
@@ -38,18 +37,15 @@ def start(count, *words):
     probe.bind(('127.0.0.1', 0))
     port = probe.getsockname()[1]
   return [
-    subprocess.Popen(
+    Forked(
       command(*words),
-      env={
+      {
         **environment(),
         'JAX_CPU_COLLECTIVES_IMPLEMENTATION': 'gloo',
         'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{port}',
         'JAX_NUM_PROCESSES': str(count),
         'JAX_PROCESS_ID': str(index),
       },
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      text=True,
     )
     for index in range(count)
   ]
@@ -82,7 +78,7 @@ def wait_for_step(processes, workdir, step):
   deadline = time.monotonic() + 120
   while max(losses(workdir), default=0) < step:
     for process in processes:
-      assert process.poll() is None, process.stdout.read()[-3000:]
+      assert process.poll() is None, process.read()[-3000:]
     assert time.monotonic() < deadline
     time.sleep(0.02)
 
@@ -95,10 +91,8 @@ def saving(workdir):
 
 def test_four_processes_then_two_have_the_losses_of_one_with_four_devices(tmp_path):
   one, many = tmp_path / 'one', tmp_path / 'many'
-  alone = subprocess.run(
-    command(one, '8'), env=environment(4), capture_output=True, text=True
-  )
-  assert alone.returncode == 0, alone.stderr[-3000:]
+  alone = Forked(command(one, '8'), environment(4))
+  assert finish([alone])[0] == [0], alone.read()[-3000:]
   train(4, many, '6')
   train(2, many, '8')  # Resumed on another mesh, by fewer processes.
   wanted, found = losses(one), losses(many)
@@ -125,7 +119,7 @@ def test_a_job_that_is_killed_and_preempted_ends_with_the_bits_of_an_unbroken_on
   first, second = start(2, broken, steps)
   time.sleep(random.uniform(0, 3))
   first.kill()  # While it starts; the other waits for it, and a launcher ends that.
-  second.terminate()
+  second.send_signal(signal.SIGTERM)
   codes, _ = finish([first, second])
   assert 0 not in codes
   assert not losses(broken)
