@@ -69,7 +69,7 @@ class Checkpoints:
   def restore_newest(
     self, state: Any, ema: Any
   ) -> tuple[int, Any, Any, dict[str, Any]]:
-    """Reads the newest checkpoint that can be read.
+    """Reads the newest checkpoint that all processes can read.
 
     Newer ones that are damaged are moved to `damaged-checkpoints/`, with a warning.
 
@@ -86,25 +86,40 @@ class Checkpoints:
     first: Exception | None = None
     steps = sorted(self._manager.all_steps(), reverse=True)
     for step in steps:
-      try:
-        items = self._manager.restore(
-          step,
-          args=ocp.args.Composite(
-            state=ocp.args.StandardRestore(state),
-            ema=ocp.args.StandardRestore(ema),
-            data=ocp.args.JsonRestore(),
-          ),
-        )
-        about = items.data
-        if (found := bit_sum((items.state, items.ema))) != about['sum']:
-          raise ValueError(f'its bits sum up to {found}, not to {about["sum"]}')
-      except Exception as error:  # Whatever a library says of bytes that are not whole.
-        first = first or error
+      found = self._read(step, state, ema)
+      error = found if isinstance(found, Exception) else None
+      if not _all(error is None):
+        first = first or error or OSError('another process cannot read its part of it')
+        continue
+      assert not isinstance(found, Exception)
+      *trees, about = found
+      if (total := bit_sum(tuple(trees))) != about['sum']:
+        wrong = f'its bits sum up to {total}, not to {about["sum"]}'
+        first = first or ValueError(wrong)
         continue
       self._move_aside([damaged for damaged in steps if damaged > step], first)
-      return step, items.state, items.ema, about['position']
+      return step, *trees, about['position']
     assert first is not None  # There is a checkpoint, or none would be asked for.
     raise first
+
+  def _read(self, step: int, *trees: Any) -> list[Any] | Exception:
+    """What `save` was given, or what is wrong with the part of this process.
+
+    The manager would wait for all processes, also for those that cannot go on.
+    """
+    folder = (self._workdir / FOLDER / str(step)).absolute()
+    try:
+      return [
+        *(
+          ocp.StandardCheckpointHandler().restore(
+            folder / name, args=ocp.args.StandardRestore(tree)
+          )
+          for name, tree in zip(('state', 'ema'), trees, strict=True)
+        ),
+        ocp.JsonCheckpointHandler().restore(folder / 'data'),
+      ]
+    except Exception as error:  # Whatever a library says of bytes that are not whole.
+      return error
 
   def _move_aside(self, steps: list[int], error: Exception | None) -> None:
     if not steps:
@@ -147,6 +162,13 @@ class Checkpoints:
         f'A checkpoint cannot be written to {self._workdir / FOLDER}: {error}. The last'
         ' good one is kept. Make room, or mend what the error says, and run again.'
       ) from error
+
+
+def _all(true: bool) -> bool:
+  """Whether it is true in all processes."""
+  if jax.process_count() == 1:
+    return true
+  return bool(multihost_utils.process_allgather(np.array(true)).all())
 
 
 def bit_sum(tree: Any) -> int:

@@ -38,11 +38,9 @@ def command(*words: object) -> list[str]:
   return [sys.executable, '-m', 'composer_jax', *map(str, words)]
 
 
-def environment(*, optimized: bool = False) -> dict[str, str]:
-  """Of a process with one device; `optimized` ones are compiled as users' are."""
-  flags = '--xla_force_host_platform_device_count=1'
-  if not optimized:
-    flags += f' {FAST}'
+def environment(flags: str = FAST) -> dict[str, str]:
+  """Of a process with one device that compiles by some flags."""
+  flags = f'--xla_force_host_platform_device_count=1 {flags}'
   return {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags}
 
 
@@ -55,11 +53,14 @@ def run_here(*words: object) -> str:
   return printed.getvalue()
 
 
-def run(*words: object, optimized: bool = False) -> str:
-  """Runs a verb in a process of its own; gives what it printed."""
+def run(*words: object, flags: str = FAST) -> str:
+  """Runs a verb in a process of its own; gives what it printed.
+
+  With no flags it is compiled as for users.
+  """
   done = subprocess.run(
     command(*words),
-    env=environment(optimized=optimized),
+    env=environment(flags),
     capture_output=True,
     text=True,
   )

@@ -50,7 +50,7 @@ def server():
   """The address of a studio that is ready."""
   process = subprocess.Popen(
     command('studio', '--port', 0, '--max-steps', 4, '--max-queue', 5),
-    env=environment() | {'XLA_FLAGS': SHIPPED, 'PYTHONUNBUFFERED': '1'},
+    env=environment(SHIPPED) | {'PYTHONUNBUFFERED': '1'},
     stdout=subprocess.PIPE,
     text=True,
   )

@@ -98,14 +98,14 @@ def test_an_image_is_composed_and_made_again_bit_for_bit(model, photographs, tmp
     *('--from', photographs / 'coffee 01.png', '--use', 'sketch,mask'),
     *('--from', photographs / 'rocket 02.png', '--use', 'semantics'),
     *('--palette', '#aa3322,#fff:2', '--caption', 'a cup'),
-    optimized=True,
+    flags='',
   )
   with Image.open(first) as image:
     assert image.size == (64, 64)
   moved = tmp_path / 'moved'
   shutil.copytree(model, moved)
   words = ('compose', '--model', moved, '--again', first, '--out', again)
-  run(*words, optimized=True)
+  run(*words, flags='')
   assert again.read_bytes() == first.read_bytes()
 
 

@@ -16,6 +16,8 @@ from composer_jax.training import loop
 from composer_jax.training.processes import ending_at_once, join
 
 PREEMPTED = 75
+WIDTH = 1000
+"""So many that each process has files of its own in a checkpoint."""
 
 
 class Rows:
@@ -28,7 +30,7 @@ class Rows:
     rng = np.random.default_rng(self._next)
     self._next += 1
     time.sleep(0.1)
-    x, y = rng.normal(size=(8, 3)), rng.normal(size=(8, 2))
+    x, y = rng.normal(size=(8, WIDTH)), rng.normal(size=(8, 2))
     return {name: a[self._rows].astype(np.float32) for name, a in (('x', x), ('y', y))}
 
   def get_state(self):
@@ -55,7 +57,8 @@ def main(workdir: str, steps: str, hang: str = '0') -> int:
   )
   rows = Rows(local_rows(make_mesh(config.mesh), config.mesh.rules, 8))
   with ending_at_once():
-    run = loop.train(config, LeastSquares(noisy=True), rows, pathlib.Path(workdir))
+    stage = LeastSquares(noisy=True, width=WIDTH)
+    run = loop.train(config, stage, rows, pathlib.Path(workdir))
   return 0 if run.finished else PREEMPTED
 
 

@@ -151,6 +151,20 @@ def test_a_job_that_is_killed_and_preempted_ends_with_the_bits_of_an_unbroken_on
   assert sorted(losses(broken)) == list(range(1, STEPS + 1))
 
 
+def test_what_one_process_cannot_read_all_go_without(tmp_path):
+  train(2, tmp_path / 'unbroken', '12')
+  train(2, tmp_path / 'broken', '8')
+  part = tmp_path / 'broken/checkpoints/8/state/ocdbt.process_1/d'
+  largest = max(part.iterdir(), key=lambda path: path.stat().st_size)
+  os.truncate(largest, largest.stat().st_size // 2)
+  codes, outputs = finish(start(2, tmp_path / 'broken', '12'))
+  assert codes == [0, 0], outputs
+  assert all('checkpoints/8 is damaged' in output for output in outputs)
+  assert 'another process cannot read its part of it' in outputs[0]
+  assert 'another process' not in outputs[1]
+  assert losses(tmp_path / 'broken') == losses(tmp_path / 'unbroken')
+
+
 def test_a_process_that_hangs_is_named_and_ends_the_others(tmp_path):
   processes = start(2, tmp_path, '10000', '4')
   wait_for_step(processes, tmp_path, 4)

@@ -23,19 +23,20 @@ LENGTH = jnp.asarray(100.0)
 
 
 class Line(nnx.Module):
-  def __init__(self, key):
-    self.weight = nnx.Param(jax.random.normal(key, (3, 2)))
+  def __init__(self, key, width):
+    weight = jax.random.normal(key, (width, 2))
+    self.weight = nnx.Param(weight, axes=('features', None))
     self.bias = nnx.Param(jnp.zeros(2))
 
 
 class LeastSquares:
   """A stage whose gradient has a closed form; `noisy` adds what it draws."""
 
-  def __init__(self, noisy=False):
-    self.noisy = noisy
+  def __init__(self, noisy=False, width=3):
+    self.noisy, self.width = noisy, width
 
   def init(self, key):
-    return Line(key)
+    return Line(key, self.width)
 
   def loss(self, model, batch, key):
     error = batch['x'] @ model.weight[...] + model.bias[...] - batch['y']
