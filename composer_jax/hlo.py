@@ -7,6 +7,7 @@ how often it runs.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from collections import Counter
@@ -71,9 +72,27 @@ class _Instruction:
   inside: str
   attributes: str
 
-  @property
+  @functools.cached_property
   def operands(self) -> list[str]:
     return re.findall(r'%([^,\s]+)', self.inside)
+
+  def is_parameter(self, index: str) -> bool:
+    return self.kind == 'parameter' and self.inside == index
+
+
+@dataclasses.dataclass(frozen=True)
+class _Use:
+  """Of an array in a fusion.
+
+  Attributes:
+    read: bytes, as often as they are read.
+    written: bytes in place, or None.
+    given_on: whether it is the result, in another shape.
+  """
+
+  read: int
+  written: int | None
+  given_on: bool
 
 
 class Program:
@@ -218,19 +237,39 @@ class Program:
         result -= operands[int(index)]
         operands[int(index)] = 0
       (called,) = _CALLED.findall(instruction.attributes)
-      inner = self._computations[called]
-      for one in inner.values():
-        first = inner.get(one.operands[0]) if one.operands else None
-        if first is None or first.kind != 'parameter':
-          continue
-        index = int(first.inside)
-        if one.kind == 'dynamic-slice':
-          operands[index] = min(operands[index], _size(one.type))
-        elif one.kind == 'dynamic-update-slice':  # In place: all else stays.
-          update = _size(inner[one.operands[1]].type)
-          result -= operands[index] - update
-          operands[index] = 0
+      for index in range(len(operands)):
+        use = self._use(called, str(index))
+        if use.written is not None:
+          result -= operands[index] - use.written
+        if not use.given_on:
+          operands[index] = min(operands[index], use.read)
     return max(result, 0) + sum(operands)
+
+  def _use(self, fusion: str, index: str) -> _Use:
+    """What a fusion, and those within it, do with one of its parameters."""
+    computation = self._computations[fusion]
+    names = {name for name, one in computation.items() if one.is_parameter(index)}
+    read, written = 0, None
+    for name, one in computation.items():  # Each is defined before it is used.
+      for place, operand in enumerate(one.operands):
+        if operand not in names:
+          continue
+        if one.kind == 'bitcast':
+          names.add(name)
+        elif one.kind == 'fusion':
+          (called,) = _CALLED.findall(one.attributes)
+          use = self._use(called, str(place))
+          read += use.read
+          written = written if use.written is None else use.written
+          if use.given_on:
+            names.add(name)
+        elif one.kind in ('dynamic-slice', 'slice') and place == 0:
+          read += _size(one.type)
+        elif one.kind == 'dynamic-update-slice' and place == 0:
+          written = _size(computation[one.operands[1]].type)
+        else:
+          read += _size(computation[operand].type)
+    return _Use(read, written, given_on=[*computation][-1] in names)
 
 
 class _Window:

@@ -61,6 +61,15 @@ def test_loops_count_as_often_as_they_run(mesh):
   assert costs[0].seconds == pytest.approx(costs[1].seconds, rel=0.3)
 
 
+def test_of_stacked_weights_a_layer_reads_its_own(mesh):
+  whole = (LOOP[0], ((LAYERS, WIDTH, WIDTH), ()))
+  program, _ = compiled(mesh, scanned, *whole)
+  moved = program.cost(CHIP.flops, CHIP.bandwidth).bytes_moved
+  weights, rows = 2 * WIDTH * WIDTH, 2 * ROWS * WIDTH / 4
+  # What is fetched ahead is moved twice; the whole stack each time would be six times.
+  assert 1 <= moved / (LAYERS * (weights + 2 * rows)) < 2
+
+
 def test_each_layer_is_gathered_by_itself(mesh):
   for function in (scanned, unrolled):
     program, _ = compiled(mesh, function, *LOOP)
