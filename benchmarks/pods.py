@@ -77,27 +77,32 @@ def compile_one(job: dict[str, object]) -> dict[str, object]:
 
 def table(rows: list[dict[str, object]]) -> str:
   head = (
-    '| model | program | slice | batch | memory, of | estimated s | images/s/chip | MFU'
-    ' | TFLOP | GB moved | collectives | compiled in |'
+    '| model | program | slice | fsdp | batch | memory, of | estimated s'
+    ' | images/s/chip | MFU | TFLOP | GB moved | collectives | compiled in |'
   )
-  lines = [head, '|' + '---|' * 12]
+  lines = [head, '|' + '---|' * 13]
   for row in rows:
     name = (
-      f'| {row["model"]} | {row["what"]} | {row["topology"]} | {row["batch"] or ""}'
+      f'| {row["model"]} | {row["what"]} | {row["topology"]} | {row.get("fsdp", "")}'
     )
     found = row['found']
     assert isinstance(found, dict)
     if 'error' in found:
-      lines.append(f'{name} | {found["error"]} |' + ' |' * 7)
+      lines.append(f'{name} | | {found["error"]} |' + ' |' * 7)
       continue
+    seconds, speed = (
+      found['estimated_step_seconds'],
+      found['images_per_second_per_chip'],
+    )
     collectives = ', '.join(
       f'{entry["count"]} {kind} ({entry["bytes"] / 1e9:.2f} GB)'
       for kind, entry in found['collectives'].items()
+      if entry['bytes'] > 5e6
     )
     lines.append(
-      f'{name} | {found["total_bytes"] / 1e9:.1f} of {found["hbm_bytes"] / 1e9:.0f} GB'
-      f' | {found["estimated_step_seconds"]:.4f}'
-      f' | {found["images_per_second_per_chip"]:.1f} | {found["mfu"]:.1%}'
+      f'{name} | {speed * seconds * found["chips"]:.0f}'
+      f' | {found["total_bytes"] / 1e9:.1f} of {found["hbm_bytes"] / 1e9:.0f} GB'
+      f' | {seconds:.4f} | {speed:.1f} | {found["mfu"]:.1%}'
       f' | {found["flops_per_chip"] / 1e12:.1f} | {found["bytes_moved"] / 1e9:.0f}'
       f' | {collectives} | {found["compile_seconds"]:.0f} s |'
     )
