@@ -81,8 +81,10 @@ class Checkpoints:
       Its step, and what `save` was given.
 
     Raises:
+      OSError: one that is being saved cannot be written.
       Exception: what the newest one raised, if no other can be read; all stay.
     """
+    self.wait()  # The newest may still be on its way to the disk.
     first: Exception | None = None
     steps = sorted(self._manager.all_steps(), reverse=True)
     for step in steps:

@@ -1,4 +1,4 @@
-"""What all tests share: programs are compiled fast, and once."""
+"""What all tests share: programs are compiled fast, and once a worker."""
 
 from __future__ import annotations
 
@@ -10,14 +10,10 @@ import pytest
 
 from tests.compiling import FAST
 
-_WORKER = 'PYTEST_XDIST_WORKER' in os.environ
-
-# Before JAX is imported, here, in workers and in the processes that tests start.
-if not _WORKER:
-  os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='composer-jax-')
-os.environ['JAX_COMPILATION_CACHE_MAX_SIZE'] = str(8 << 30)  # Locks it for each access.
-os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
-os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '0'
+# Before JAX is imported, here and in the processes that tests start.
+_CACHE = tempfile.mkdtemp(prefix='composer-jax-tests-')
+os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
 # The compiler of TPUs is installed, and would be taken for TPUs.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {FAST}'.strip()
@@ -34,5 +30,4 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish():
-  if not _WORKER:
-    shutil.rmtree(os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
+  shutil.rmtree(_CACHE, ignore_errors=True)

@@ -49,15 +49,21 @@ def test_a_train_step_for_four_chips_says_what_it_costs(capsys):
   assert found['compile_seconds'] > 0
 
 
-def test_a_model_that_trains_on_crops_works_on_no_more(capsys):
-  words = [*SMALL, '--config.model.conditions=()', '--config.mesh.fsdp=4']
+def test_a_model_that_trains_on_crops_works_on_no_more_on_two_slices(capsys):
+  words = [
+    *(*SMALL, '--config.model.conditions=()', '--config.data.batch_size=64'),
+    *('--config.mesh.data=2', '--config.mesh.fsdp=4'),
+  ]
   crops = ['--config.diffusion.crop=8', '--config.model.low_res_size=8']
-  assert cli.main(['compile', *words, *crops, '--topology=v5e:2x2', '--json']) == 0
+  slices = ['--topology=v5e:2x2', '--slices=2']
+  assert cli.main(['compile', *words, *crops, *slices, '--json']) == 0
   found = json.loads(capsys.readouterr().out)
   whole = ['--config.model.image_size=8', '--config.model.low_res_size=4']
   assert cli.main(['describe', *words, *whole, '--json']) == 0
   model = json.loads(capsys.readouterr().out)
   assert found['parameters'] == model['parameters']
+  assert found['chips'] == 8
+  assert found['collectives']['all-reduce']['count'] > 0
   work = 3 * 8 * model['forward_flops']
   # Of whole images it would be four times as much; the smallest products are no longer
   # products once compiled.
@@ -67,17 +73,9 @@ def test_a_model_that_trains_on_crops_works_on_no_more(capsys):
   )
 
 
-def test_slices_are_joined_along_data(capsys):
-  words = [
-    *('compile', *SMALL, '--topology=v5e:2x2', '--json', '--slices=2'),
-    *('--config.mesh.data=2', '--config.mesh.fsdp=4'),
-  ]
-  assert cli.main(words) == 0
-  found = json.loads(capsys.readouterr().out)
-  assert found['chips'] == 8
-  assert found['collectives']['all-reduce']['count'] > 0
+def test_slices_are_counted_from_one(capsys):
   with pytest.raises(SystemExit):
-    cli.main([*words, '--slices=0'])
+    cli.main(['compile', *SMALL, '--topology=v5e:2x2', '--slices=0'])
   assert '--slices is 0; expected 1 or more' in capsys.readouterr().err
 
 

@@ -108,6 +108,15 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path, how):
   assert newest(tmp_path) == 3
 
 
+def test_what_is_still_being_saved_is_the_newest(tmp_path):
+  state = {'weights': jnp.ones((1000, 1000))}
+  checkpoints = Checkpoints(tmp_path, 3)
+  checkpoints.save(1, state, EMA, {})
+  step, _, _, _ = checkpoints.restore_newest(shapes(state), shapes(EMA))
+  assert step == 1
+  checkpoints.close()
+
+
 def test_nothing_is_set_aside_where_no_checkpoint_can_be_read(tmp_path):
   saved(tmp_path, steps=(1, 2))
   checkpoints = Checkpoints(tmp_path, 2)
