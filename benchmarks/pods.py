@@ -90,10 +90,8 @@ def table(rows: list[dict[str, object]]) -> str:
     if 'error' in found:
       lines.append(f'{name} | | {found["error"]} |' + ' |' * 7)
       continue
-    seconds, speed = (
-      found['estimated_step_seconds'],
-      found['images_per_second_per_chip'],
-    )
+    seconds = found['estimated_step_seconds']
+    speed = found['images_per_second_per_chip']
     collectives = ', '.join(
       f'{entry["count"]} {kind} ({entry["bytes"] / 1e9:.2f} GB)'
       for kind, entry in found['collectives'].items()

@@ -134,7 +134,8 @@ def compile_for(
   cost = program.cost(chip.flops, chip.bandwidth)
   memory: Any = compiled.memory_analysis()
   images = config.data.batch_size
-  seen = describe(_of_crops(config)) if what == 'train' else model
+  cut = what == 'train' and config.diffusion.crop
+  seen = describe(_of_crops(config)) if cut else model
   work = calls * seen.forward_flops * images / len(devices)
   found = Compilation(
     parameters=model.parameters,
@@ -214,10 +215,7 @@ def tpu_compiler() -> Iterator[None]:
 
 def _of_crops(config: Config) -> Config:
   """That of a model whose images are as large as what this one trains on."""
-  crop = config.diffusion.crop
-  if not crop:
-    return config
-  unet = config.unet
+  crop, unet = config.diffusion.crop, config.unet
   low = unet.low_res_size * crop // unet.image_size
   return dataclasses.replace(
     config,

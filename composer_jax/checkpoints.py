@@ -94,32 +94,30 @@ class Checkpoints:
         first = first or error or OSError('another process cannot read its part of it')
         continue
       assert not isinstance(found, Exception)
-      *trees, about = found
-      if (total := bit_sum(tuple(trees))) != about['sum']:
-        wrong = f'its bits sum up to {total}, not to {about["sum"]}'
-        first = first or ValueError(wrong)
+      *trees, position, wanted = found
+      if (total := bit_sum(tuple(trees))) != wanted:
+        first = first or ValueError(f'its bits sum up to {total}, not to {wanted}')
         continue
       self._move_aside([damaged for damaged in steps if damaged > step], first)
-      return step, *trees, about['position']
+      return step, *trees, position
     assert first is not None  # There is a checkpoint, or none would be asked for.
     raise first
 
   def _read(self, step: int, *trees: Any) -> list[Any] | Exception:
-    """What `save` was given, or what is wrong with the part of this process.
+    """What `save` was given and its sum, or what is wrong with this process's part.
 
     The manager would wait for all processes, also for those that cannot go on.
     """
     folder = (self._workdir / FOLDER / str(step)).absolute()
     try:
-      return [
-        *(
-          ocp.StandardCheckpointHandler().restore(
-            folder / name, args=ocp.args.StandardRestore(tree)
-          )
-          for name, tree in zip(('state', 'ema'), trees, strict=True)
-        ),
-        ocp.JsonCheckpointHandler().restore(folder / 'data'),
+      read = [
+        ocp.StandardCheckpointHandler().restore(
+          folder / name, args=ocp.args.StandardRestore(tree)
+        )
+        for name, tree in zip(('state', 'ema'), trees, strict=True)
       ]
+      about = ocp.JsonCheckpointHandler().restore(folder / 'data')
+      return [*read, about['position'], about['sum']]
     except Exception as error:  # Whatever a library says of bytes that are not whole.
       return error
 

@@ -73,7 +73,10 @@ def test_a_folder_without_checkpoints_is_one_clear_error(tmp_path):
 
 
 def damage(folder, how):
-  """Spoils the largest file of the weights of a checkpoint."""
+  """Spoils the largest file of the weights of a checkpoint, or what goes with them."""
+  if how == 'no position':
+    (folder / 'data' / 'metadata').write_text('{}')
+    return
   data = [path for path in (folder / 'state').rglob('*') if path.is_file()]
   path = max(data, key=lambda path: path.stat().st_size)
   content = bytearray(path.read_bytes())
@@ -87,7 +90,7 @@ def damage(folder, how):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize('how', ['cut off', 'other bytes', 'missing'])
+@pytest.mark.parametrize('how', ['cut off', 'other bytes', 'missing', 'no position'])
 def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path, how):
   rng = np.random.default_rng(0)
   state = {'weights': jnp.asarray(rng.normal(size=(200, 200)))}
