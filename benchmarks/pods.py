@@ -1,9 +1,9 @@
-"""The table of docs/scale.md: paper-size models, compiled for pods.
+"""The tables of docs/scale.md: paper-size models, compiled for pods.
 
 python benchmarks/pods.py --out pods.jsonl [--only base] [--topology v5e:16x16]
 
 Each line of the file is a compilation, which takes minutes; those that are there are
-not done again. Prints the file as a table.
+not done again. Prints the file as the tables of that page.
 """
 
 from __future__ import annotations
@@ -13,12 +13,20 @@ import json
 import pathlib
 import subprocess
 import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 MODELS = {
   'prior': 'configs/paper/prior.py',
   'base': 'configs/paper/base64_stage2.py',
   'upsampler256': 'configs/paper/upsampler256.py',
   'upsampler1024': 'configs/paper/upsampler1024.py',
+}
+NAMES = {
+  'prior': 'prior',
+  'base': 'base',
+  'upsampler256': '64 to 256',
+  'upsampler1024': '256 to 1024',
 }
 PODS = ('v5p:4x4x8', 'v5e:16x16', 'v6e:16x16')
 SAMPLER_SLICE, SAMPLER_BATCH = 'v5e:2x4', 8
@@ -30,7 +38,7 @@ WEAK_FSDP = 16
 """What all of them have room for."""
 
 
-def jobs() -> list[dict[str, object]]:
+def jobs() -> list[dict[str, Any]]:
   train = [
     {'model': model, 'topology': pod, 'what': 'train', 'batch': None}
     for model in MODELS
@@ -58,10 +66,10 @@ def jobs() -> list[dict[str, object]]:
   return train + sample + weak
 
 
-def compile_one(job: dict[str, object]) -> dict[str, object]:
+def compile_one(job: dict[str, Any]) -> dict[str, Any]:
   words = [
     *(sys.executable, '-m', 'composer_jax', 'compile', '--json'),
-    f'--config={MODELS[str(job["model"])]}',
+    f'--config={MODELS[job["model"]]}',
     f'--topology={job["topology"]}',
     f'--what={job["what"]}',
   ]
@@ -75,36 +83,72 @@ def compile_one(job: dict[str, object]) -> dict[str, object]:
   return json.loads(done.stdout)
 
 
-def table(rows: list[dict[str, object]]) -> str:
-  head = (
-    '| model | program | slice | fsdp | batch | memory, of | estimated s'
-    ' | images/s/chip | MFU | TFLOP | GB moved | collectives | compiled in |'
+def lines(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+  every = [head, ['---'] * len(head), *rows]
+  return '\n'.join(f'| {" | ".join(row)} |' for row in every)
+
+
+def costs(rows: list[dict[str, Any]]) -> str:
+  head = ('model', 'program', 'slice', 'batch', 'memory of a chip', 'TFLOP a chip')
+  head += ('GB moved', 'estimated step', 'images/s/chip', 'MFU', 'compiled in')
+  return lines(head, [[*name(row), *cost(row['found'])] for row in rows])
+
+
+def name(row: dict[str, Any]) -> list[str]:
+  return [NAMES[row['model']], row['what'], row['topology']]
+
+
+def cost(found: dict[str, Any]) -> list[str]:
+  if 'error' in found:
+    return ['', found['error'], *[''] * 6]
+  seconds, speed = found['estimated_step_seconds'], found['images_per_second_per_chip']
+  return [
+    f'{speed * seconds * found["chips"]:.0f}',
+    f'{found["total_bytes"] / 1e9:.1f} of {found["hbm_bytes"] / 1e9:.0f} GB',
+    f'{found["flops_per_chip"] / 1e12:.1f}',
+    f'{found["bytes_moved"] / 1e9:,.0f}',
+    f'{seconds:.3g} s',
+    f'{speed:.3g}',
+    f'{found["mfu"]:.0%}',
+    f'{found["compile_seconds"]:.0f} s',
+  ]
+
+
+def collectives(rows: list[dict[str, Any]]) -> str:
+  kinds = ('all-gather', 'reduce-scatter', 'all-reduce')
+  found = [row for row in rows if 'collectives' in row['found']]
+  return lines(
+    ('model', 'slice', *(f'{kind}s' for kind in kinds)),
+    [
+      [
+        *(NAMES[row['model']], row['topology']),
+        *(moved(row['found']['collectives'].get(kind)) for kind in kinds),
+      ]
+      for row in found
+    ],
   )
-  lines = [head, '|' + '---|' * 13]
-  for row in rows:
-    name = (
-      f'| {row["model"]} | {row["what"]} | {row["topology"]} | {row.get("fsdp", "")}'
-    )
-    found = row['found']
-    assert isinstance(found, dict)
-    if 'error' in found:
-      lines.append(f'{name} | | {found["error"]} |' + ' |' * 7)
-      continue
-    seconds = found['estimated_step_seconds']
-    speed = found['images_per_second_per_chip']
-    collectives = ', '.join(
-      f'{entry["count"]} {kind} ({entry["bytes"] / 1e9:.2f} GB)'
-      for kind, entry in found['collectives'].items()
-      if entry['bytes'] > 5e6
-    )
-    lines.append(
-      f'{name} | {speed * seconds * found["chips"]:.0f}'
-      f' | {found["total_bytes"] / 1e9:.1f} of {found["hbm_bytes"] / 1e9:.0f} GB'
-      f' | {seconds:.4f} | {speed:.1f} | {found["mfu"]:.1%}'
-      f' | {found["flops_per_chip"] / 1e12:.1f} | {found["bytes_moved"] / 1e9:.0f}'
-      f' | {collectives} | {found["compile_seconds"]:.0f} s |'
-    )
-  return '\n'.join(lines)
+
+
+def moved(collective: dict[str, int] | None) -> str:
+  if collective is None:
+    return ''
+  return f'{collective["count"]}, {collective["bytes"] / 1e9:.1f} GB'
+
+
+def weak_scaling(rows: list[dict[str, Any]]) -> str:
+  """Of each slice the time of a step, also as a multiple of the smallest slice's."""
+  found = [(row['topology'], row['found']) for row in rows if 'chips' in row['found']]
+  seconds = [each['estimated_step_seconds'] for _, each in found]
+  return lines(
+    ('slice', 'chips', 'batch', 'memory of a chip', 'estimated step', 'of the first'),
+    [
+      [
+        *(topology, str(each['chips']), *cost(each)[:2]),
+        *(f'{time:.4f} s', f'{time / seconds[0]:.3f}'),
+      ]
+      for (topology, each), time in zip(found, seconds, strict=True)
+    ],
+  )
 
 
 def main() -> None:
@@ -125,7 +169,12 @@ def main() -> None:
     rows.append({**job, 'found': compile_one(job)})
     with flags.out.open('a') as file:
       file.write(json.dumps(rows[-1]) + '\n')
-  print(table(rows))
+  order = jobs()
+  rows.sort(key=lambda row: order.index({k: row[k] for k in row if k != 'found'}))
+  weak = [row for row in rows if 'fsdp' in row]
+  rest = [row for row in rows if 'fsdp' not in row]
+  trained = [row for row in rest if row['what'] == 'train']
+  print('', costs(rest), collectives(trained), weak_scaling(weak), sep='\n\n')
 
 
 if __name__ == '__main__':

@@ -190,7 +190,10 @@ class ResBlock(nnx.Module):
     h = nnx.silu(self.norm_out(h, scale, shift))
     if self.dropout and dropout_key is not None:
       keep = jax.random.bernoulli(dropout_key, 1 - self.dropout, h.shape)
-      h = jnp.where(keep, h / (1 - self.dropout), 0)
+      # Drawn within the convolutions that use it, it would take TPUs longer to compile
+      # than they do; and so would a mask of booleans.
+      keep = lax.optimization_barrier(keep.astype(h.dtype))
+      h = h * keep / (1 - self.dropout)
     h = self.conv_out(h)
     return constrain(h + (x if self.skip is None else self.skip(x)), *IMAGE)
 
@@ -198,7 +201,9 @@ class ResBlock(nnx.Module):
 class AttentionBlock(nnx.Module):
   """Self-attention whose one softmax also runs over the context (GLIDE, 2.3).
 
-  Keys and values projected from the context are concatenated to the image's own.
+  Keys and values projected from the context are concatenated to the image's own. With
+  `recompute` the backward pass computes the weights again, a number for each head and
+  each pair of tokens, instead of keeping them.
   """
 
   def __init__(
@@ -209,6 +214,7 @@ class AttentionBlock(nnx.Module):
     *,
     rngs: nnx.Rngs,
     groups: int = 32,
+    recompute: bool = False,
   ):
     if channels % head_width:
       raise ValueError(
@@ -216,6 +222,7 @@ class AttentionBlock(nnx.Module):
         f' {channels} channels of a level with attention.'
       )
     self.heads = channels // head_width
+    self.recompute = recompute
     self.norm = GroupNorm(channels, groups=groups)
     self.qkv = Dense(channels, 3 * channels, rngs=rngs, axes=INWARD)
     self.context_kv = (
@@ -252,5 +259,8 @@ class AttentionBlock(nnx.Module):
       constrain(a.reshape(b, a.shape[1], self.heads, -1), 'batch', None, 'hidden', None)
       for a in (q, k, v)
     )
-    attended = jax.nn.dot_product_attention(q, k, v, mask=mask)
+    attend = jax.nn.dot_product_attention
+    if self.recompute:
+      attend = jax.checkpoint(attend)
+    attended = attend(q, k, v, mask=mask)
     return constrain(x + self.out(attended.reshape(b, h, w, c)), *IMAGE)

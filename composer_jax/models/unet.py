@@ -56,12 +56,12 @@ class UNetConfig:
     local_width: channels of the common embedding of the local conditions.
     level_embedding: whether an upsampler is told how far its input was degraded.
     learned_variance: also predict the variance (doubles the output channels).
-    scan: whether blocks of equal shape that follow each other are stacked and scanned,
-      so that they are compiled as one. Same numbers, other parameter tree: `roll` and
-      `unroll` convert.
+    scan: whether blocks of equal shape that follow each other are stacked and scanned.
+      Same numbers, other parameter tree: `roll` and `unroll` convert. Compilers that
+      compile equal operations once gain little, and a loop keeps more.
     remat: what the backward pass computes again instead of keeping it: `none`;
-      `cheap`, all but convolutions and matrix products; or `blocks`, all but what
-      enters each block.
+      `attention`, its weights; `cheap`, these and all but convolutions and matrix
+      products; or `blocks`, all but what enters each block.
     dtype: what it computes in; parameters are float32.
   """
 
@@ -84,7 +84,7 @@ class UNetConfig:
   level_embedding: bool = True
   learned_variance: bool = False
   scan: bool = False
-  remat: Literal['none', 'cheap', 'blocks'] = 'none'
+  remat: Literal['none', 'attention', 'cheap', 'blocks'] = 'none'
   dtype: Literal['float32', 'bfloat16'] = 'bfloat16'
 
   def __post_init__(self):
@@ -220,7 +220,12 @@ class UNet(nnx.Module):
       if not shape.attend:
         return Block(residual, None)
       attention = AttentionBlock(
-        shape.outputs, config.head_width, context, rngs=rngs, groups=config.groups
+        shape.outputs,
+        config.head_width,
+        context,
+        rngs=rngs,
+        groups=config.groups,
+        recompute=config.remat in ('attention', 'cheap'),
       )
       return Block(residual, attention)
 
@@ -328,8 +333,8 @@ class UNet(nnx.Module):
         x = x if skip is None else jnp.concatenate([x, skip], axis=-1)
         return block(x, embedding, context, mask, key)
 
-      if config.remat != 'none':
-        kept = {'cheap': _costly, 'blocks': None}[config.remat]
+      if config.remat in ('cheap', 'blocks'):
+        kept = _costly if config.remat == 'cheap' else None
         apply = jax.checkpoint(apply, policy=kept, prevent_cse=count == 1)
       if count == 1:
         skip = skips[0] if skips else None

@@ -35,7 +35,7 @@ def get_config() -> config_dict.ConfigDict:
     'local_hidden': 32,
     'local_width': 8,
     'learned_variance': True,
-    'scan': True,
+    'scan': False,
     'dtype': 'bfloat16',
   }
   config.data = {'path': '', 'batch_size': 1024, 'flip': True, 'workers': 8}

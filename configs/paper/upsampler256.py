@@ -28,7 +28,7 @@ def get_config() -> config_dict.ConfigDict:
     'dropout': 0.1,
     'conditions': (),
     'learned_variance': True,
-    'scan': True,
+    'scan': False,
     'dtype': 'bfloat16',
   }
   config.data = {'path': '', 'batch_size': 512, 'flip': True, 'workers': 8}

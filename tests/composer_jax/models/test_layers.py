@@ -304,6 +304,26 @@ def test_the_order_of_the_context_tokens_does_not_matter():
   assert np.abs(straight - run(block, x, context[::-1])).max() > 0.01
 
 
+def test_attention_that_recomputes_its_weights_keeps_none_and_gives_the_same():
+  blocks = [
+    with_random_weights(
+      lambda again=again: AttentionBlock(64, 16, 8, rngs=nnx.Rngs(0), recompute=again)
+    )
+    for again in (False, True)
+  ]
+  x, context, given = normal(3, 6, 6, 64), normal(3, 5, 8), normal(3, 6, 6, 64)
+  (plain, theirs), (again, ours) = (jax.vjp(block, x, context) for block in blocks)
+  assert_near(again, plain)
+  for one, other in zip(ours(given), theirs(given), strict=True):
+    assert_near(one, other)
+
+  def most(vjp):
+    return max(kept.size for kept in jax.tree.leaves(vjp))
+
+  assert most(theirs) == 3 * 4 * 36 * (36 + 5)
+  assert most(ours) < most(theirs)
+
+
 def test_a_new_attention_block_changes_nothing():
   block = AttentionBlock(64, 32, 8, rngs=nnx.Rngs(0))
   x = normal(2, 3, 3, 64)
