@@ -128,7 +128,9 @@ class Program:
           if computation.startswith('all-reduce-scatter'):
             kind = 'reduce-scatter'
           arrays = _ARRAY.findall(instruction.type)
-          if instruction.kind.endswith('-start'):  # It names its operands first.
+          if instruction.kind.endswith('-start'):
+            # It names its operands first, and counters last.
+            arrays = [array for array in arrays if array != ('u32', '')]
             arrays = arrays[len(arrays) // 2 :]
           count[kind] += often
           size[kind] += often * sum(_bytes(*array) for array in arrays)
@@ -179,15 +181,29 @@ class Program:
     return runs
 
   def _trips(self, loop: _Instruction) -> int:
-    """How often a loop runs: the number that its condition compares with."""
-    condition = re.search(r'condition=%([^,\s]+)', loop.attributes)
-    assert condition is not None  # All loops have one.
-    numbers = [
-      int(instruction.inside)
-      for instruction in self._computations[condition[1]].values()
-      if instruction.kind == 'constant' and instruction.inside.isdigit()
-    ]
-    return max(numbers, default=1)
+    """How often a loop runs: its counter begins at 0 and stays below a number."""
+    called = dict(re.findall(r'(condition|body)=%([^,\s]+)', loop.attributes))
+    condition = self._computations[called['condition']]
+    numbers = [n for one in condition.values() if (n := _number(one)) is not None]
+    step = self._step(condition, self._computations[called['body']])
+    return math.ceil(max(numbers, default=1) / step)
+
+  def _step(
+    self, condition: dict[str, _Instruction], body: dict[str, _Instruction]
+  ) -> int:
+    """What the body of a loop adds to its counter; loops over a ring take two."""
+    *_, test = condition.values()
+    *_, result = body.values()
+    for operand in test.operands:
+      counter = condition[operand]
+      place = re.search(r'index=(\d+)', counter.attributes)
+      if counter.kind != 'get-tuple-element' or place is None:
+        continue
+      value = body.get(result.operands[int(place[1])])
+      if value is not None and value.kind == 'add':
+        added = [_number(body[one]) for one in value.operands]
+        return next((number for number in added if number), 1)
+    return 1
 
   def _flops(
     self, computation: dict[str, _Instruction], instruction: _Instruction
@@ -294,6 +310,12 @@ class _Window:
     spread = int(self._of('rhs_dilate', axis, '1'))
     at = np.arange(out)[:, None] * stride + np.arange(kernel) * spread - low
     return int(((at >= 0) & (at <= (size - 1) * gaps) & (at % gaps == 0)).sum())
+
+
+def _number(instruction: _Instruction) -> int | None:
+  """The whole number that a constant is."""
+  found = instruction.kind == 'constant' and instruction.inside.isdigit()
+  return int(instruction.inside) if found else None
 
 
 def _shape(text: str) -> tuple[int, ...]:

@@ -61,6 +61,19 @@ def test_loops_count_as_often_as_they_run(mesh):
   assert costs[0].seconds == pytest.approx(costs[1].seconds, rel=0.3)
 
 
+def test_loops_whose_counter_takes_two_run_half_as_often(mesh):
+  def pairs(x, weights):
+    def both(carried):
+      i, x = carried
+      return i + 2, nnx.silu(nnx.silu(x @ weights[i]) @ weights[i + 1])
+
+    return jax.lax.while_loop(lambda carried: carried[0] < LAYERS, both, (0, x))[1]
+
+  program, _ = compiled(mesh, pairs, *LOOP)
+  cost = program.cost(CHIP.flops, CHIP.bandwidth)
+  assert cost.flops == LAYERS * 2 * ROWS * WIDTH * WIDTH / 4
+
+
 def test_of_stacked_weights_a_layer_reads_its_own(mesh):
   whole = (LOOP[0], ((LAYERS, WIDTH, WIDTH), ()))
   program, _ = compiled(mesh, scanned, *whole)
@@ -108,6 +121,17 @@ def test_products_of_batches_of_matrices_count_no_gaps(mesh):
   cost = program.cost(CHIP.flops, CHIP.bandwidth)
   # Scores and what they choose, of 2 images and 4 heads a chip.
   assert cost.flops == 2 * (2 * 2 * 4 * 64 * 64 * 128)
+
+
+def test_what_goes_to_a_neighbour_counts_as_what_arrives(mesh):
+  def shift(x):
+    ring = [(i, (i + 1) % 4) for i in range(4)]
+    return jax.lax.ppermute(x, 'fsdp', ring)
+
+  split = P('fsdp')
+  shifted = jax.shard_map(shift, mesh=mesh, in_specs=split, out_specs=split)
+  program, _ = compiled(mesh, shifted, ((ROWS, WIDTH), ('fsdp',)))
+  assert program.collectives() == {'collective-permute': (1, 2 * ROWS * WIDTH / 4)}
 
 
 def test_gradients_of_split_weights_are_reduced_and_scattered_at_once(mesh):
