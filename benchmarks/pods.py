@@ -31,8 +31,8 @@ NAMES = {
 PODS = ('v5p:4x4x8', 'v5e:16x16', 'v6e:16x16')
 SAMPLER_SLICE, SAMPLER_BATCH = 'v5e:2x4', 8
 
-WEAK = {'v5e:4x4': 64, 'v5e:8x8': 256, 'v5e:8x16': 512, 'v5e:16x16': 1024}
-"""Slices to images in a batch, as many on each chip: weak scaling of the base."""
+WEAK = {'v5e:4x4': 128, 'v5e:8x8': 512, 'v5e:8x16': 1024, 'v5e:16x16': 2048}
+"""Slices to images in a batch, eight on each chip: weak scaling of the base."""
 
 WEAK_FSDP = 16
 """What all of them have room for."""

@@ -26,6 +26,9 @@ class MeshConfig:
     tensor: devices along which the inside of blocks is split.
     spatial: devices along which a U-Net's images are split by rows, for images that
       are too large for one of them.
+    rings: whether TPUs may pass weights on from one to the next in training while they
+      compute with what has arrived (collective matrix products, Wang et al. 2023). The
+      parts that convolutions then work with are narrow, so that it takes longer.
     rules: which axes of arrays lie along which of these.
   """
 
@@ -33,6 +36,7 @@ class MeshConfig:
   fsdp: int = 1
   tensor: int = 1
   spatial: int = 1
+  rings: bool = False
   rules: AxisRules = AxisRules()
 
   def __post_init__(self):
@@ -105,6 +109,14 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
 def abstract_mesh(config: MeshConfig, count: int) -> AbstractMesh:
   """The mesh that `count` devices would make."""
   return AbstractMesh(config.sizes(count), MESH_AXES)
+
+
+def compiler_options(config: MeshConfig, mesh: Mesh) -> dict[str, bool] | None:
+  """What the compiler of a training step is told, for `jax.jit`."""
+  if config.rings or mesh.devices.flat[0].platform != 'tpu':
+    return None
+  kinds = ('all_gather', 'reduce_scatter')
+  return {f'xla_tpu_enable_windowed_einsum_for_{kind}': False for kind in kinds}
 
 
 def batch_sharding(mesh: Mesh, rules: AxisRules) -> NamedSharding:

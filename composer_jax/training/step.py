@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from composer_jax.config import Config
-from composer_jax.sharding.mesh import batch_sharding, replicated
+from composer_jax.sharding.mesh import batch_sharding, compiler_options, replicated
 from composer_jax.sharding.rules import laid_out, weight_shardings
 from composer_jax.training.optimizer import learning_rate, make_optimizer
 from composer_jax.training.warm_start import Start, apply_start
@@ -230,4 +230,5 @@ def make_step(
     ),
     out_shardings=(shardings, replicated(mesh)),
     donate_argnums=0,
+    compiler_options=compiler_options(config.mesh, mesh),
   )

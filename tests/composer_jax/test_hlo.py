@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from composer_jax.ahead_of_time import CHIPS, open_topology, tpu_compiler
 from composer_jax.hlo import Program
 from composer_jax.models.layers import Conv3x3
-from composer_jax.sharding.mesh import MeshConfig, make_mesh
+from composer_jax.sharding.mesh import MeshConfig, compiler_options, make_mesh
 
 LAYERS, ROWS, WIDTH = 6, 1024, 1024
 CHIP = CHIPS['v5e']
@@ -132,6 +132,30 @@ def test_what_goes_to_a_neighbour_counts_as_what_arrives(mesh):
   shifted = jax.shard_map(shift, mesh=mesh, in_specs=split, out_specs=split)
   program, _ = compiled(mesh, shifted, ((ROWS, WIDTH), ('fsdp',)))
   assert program.collectives() == {'collective-permute': (1, 2 * ROWS * WIDTH / 4)}
+
+
+def test_weights_go_round_only_where_the_config_says_so(mesh):
+  def product(x, w):
+    return x @ w
+
+  shapes = [
+    jax.ShapeDtypeStruct(
+      shape, jnp.bfloat16, sharding=NamedSharding(mesh, P('fsdp', *[None] * rest))
+    )
+    for shape, rest in (((32, 64, 64, WIDTH), 3), ((WIDTH, WIDTH), 1))
+  ]
+  kinds = []
+  for rings in (False, True):
+    options = compiler_options(MeshConfig(rings=rings), mesh)
+    function = jax.jit(
+      product,
+      compiler_options=options,
+      out_shardings=NamedSharding(mesh, P('fsdp')),
+    )
+    with tpu_compiler():
+      program = Program(function.lower(*shapes).compile().as_text())
+    kinds.append(set(program.collectives()))
+  assert kinds == [{'all-gather'}, {'collective-permute'}]
 
 
 def test_gradients_of_split_weights_are_reduced_and_scattered_at_once(mesh):
