@@ -26,7 +26,7 @@ def get_config() -> config_dict.ConfigDict:
     'num_steps': 1000,
     'dropout': 0.0,
     'dtype': 'bfloat16',
-    'scan': True,
+    'scan': False,
   }
   config.data = {'path': '', 'batch_size': 4096, 'flip': False, 'workers': 8}
   config.diffusion = {'schedule': 'cosine', 'num_steps': 1000, 'prediction': 'x0'}
