@@ -3,7 +3,7 @@
 python benchmarks/pods.py --out pods.jsonl [--only base] [--topology v5e:16x16]
 
 Each line of the file is a compilation, which takes minutes; those that are there are
-not done again. Prints the file as the tables of that page.
+not done again. Prints the file as the tables of that page, and how long each took.
 """
 
 from __future__ import annotations

@@ -149,6 +149,17 @@ class GroupNorm(nnx.Module):
     return y.reshape(x.shape).astype(x.dtype)
 
 
+def dropped(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+  """Dropout: zeroes a share of x and scales the rest; without a key, x itself."""
+  if not rate or key is None:
+    return x
+  keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+  # Drawn within the convolutions that use it, it would take TPUs longer to compile than
+  # they do; and so would a mask of booleans.
+  keep = lax.optimization_barrier(keep.astype(x.dtype))
+  return x * keep / (1 - rate)
+
+
 class ResBlock(nnx.Module):
   """Residual block with scale-shift norm and optional resampling inside.
 
@@ -188,12 +199,7 @@ class ResBlock(nnx.Module):
     h = constrain(self.conv_in(h), *INSIDE)
     scale, shift = jnp.split(self.modulation(nnx.silu(embedding)), 2, axis=-1)
     h = nnx.silu(self.norm_out(h, scale, shift))
-    if self.dropout and dropout_key is not None:
-      keep = jax.random.bernoulli(dropout_key, 1 - self.dropout, h.shape)
-      # Drawn within the convolutions that use it, it would take TPUs longer to compile
-      # than they do; and so would a mask of booleans.
-      keep = lax.optimization_barrier(keep.astype(h.dtype))
-      h = h * keep / (1 - self.dropout)
+    h = dropped(h, self.dropout, dropout_key)
     h = self.conv_out(h)
     return constrain(h + (x if self.skip is None else self.skip(x)), *IMAGE)
 

@@ -18,7 +18,13 @@ import numpy as np
 from flax import nnx
 
 from composer_jax.conditions.statistics import EmbeddingStatistics
-from composer_jax.models.layers import INWARD, OUTWARD, Dense, timestep_embedding
+from composer_jax.models.layers import (
+  INWARD,
+  OUTWARD,
+  Dense,
+  dropped,
+  timestep_embedding,
+)
 from composer_jax.models.scan import make_layers, run_layers
 from composer_jax.sharding.rules import constrain
 
@@ -82,13 +88,6 @@ class Statistic(nnx.Variable):
   """Measured on data, stored with the weights, not trained."""
 
 
-def _dropped(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-  if not rate or key is None:
-    return x
-  keep = jax.random.bernoulli(key, 1 - rate, x.shape)
-  return jnp.where(keep, x / (1 - rate), 0)
-
-
 def _layer_norm(width: int, dtype: str, rngs: nnx.Rngs) -> nnx.LayerNorm:
   return nnx.LayerNorm(width, epsilon=1e-5, dtype=jnp.dtype(dtype), rngs=rngs)
 
@@ -131,9 +130,9 @@ class PriorLayer(nnx.Module):
     )
     h = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True)
     h = self.attention_out(h.reshape(*x.shape[:2], -1))
-    x = x + _dropped(h, self.dropout, keys[0])
+    x = x + dropped(h, self.dropout, keys[0])
     h = jax.nn.gelu(self.mlp_in(self.norm_mlp(x)), approximate=False)
-    x = x + self.mlp_out(_dropped(h, self.dropout, keys[1]))
+    x = x + self.mlp_out(dropped(h, self.dropout, keys[1]))
     return constrain(x, 'batch', None, None)
 
 

@@ -24,14 +24,14 @@ def mesh():
   return make_mesh(MeshConfig(fsdp=-1, data=1), devices)
 
 
-def compiled(mesh, function, *arguments):
+def compiled(mesh, function, *arguments, **options):
   """A program and XLA's own figures; arguments are shapes and how they are split."""
   shapes = [
     jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, P(*split)))
     for shape, split in arguments
   ]
   with tpu_compiler():
-    program = jax.jit(function).lower(*shapes).compile()
+    program = jax.jit(function, **options).lower(*shapes).compile()
   return Program(program.as_text()), program.cost_analysis()
 
 
@@ -138,22 +138,16 @@ def test_weights_go_round_only_where_the_config_says_so(mesh):
   def product(x, w):
     return x @ w
 
-  shapes = [
-    jax.ShapeDtypeStruct(
-      shape, jnp.bfloat16, sharding=NamedSharding(mesh, P('fsdp', *[None] * rest))
-    )
-    for shape, rest in (((32, 64, 64, WIDTH), 3), ((WIDTH, WIDTH), 1))
-  ]
+  arguments = (((32, 64, 64, WIDTH), ('fsdp',)), ((WIDTH, WIDTH), ('fsdp',)))
   kinds = []
   for rings in (False, True):
-    options = compiler_options(MeshConfig(rings=rings), mesh)
-    function = jax.jit(
+    program, _ = compiled(
+      mesh,
       product,
-      compiler_options=options,
+      *arguments,
+      compiler_options=compiler_options(MeshConfig(rings=rings), mesh),
       out_shardings=NamedSharding(mesh, P('fsdp')),
     )
-    with tpu_compiler():
-      program = Program(function.lower(*shapes).compile().as_text())
     kinds.append(set(program.collectives()))
   assert kinds == [{'all-gather'}, {'collective-permute'}]
 
