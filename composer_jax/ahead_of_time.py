@@ -39,18 +39,20 @@ class Chip:
     flops: bfloat16 multiplications and additions a second.
     bandwidth: bytes a second between the chip and its memory.
     memory: bytes of it.
+    clock: cycles a second: what its matrix units need for those FLOPs.
   """
 
   flops: float
   bandwidth: float
   memory: float
+  clock: float
 
 
 CHIPS = {
-  'v4': Chip(275e12, 1228e9, 32e9),
-  'v5e': Chip(197e12, 819e9, 16e9),
-  'v5p': Chip(459e12, 2765e9, 95e9),
-  'v6e': Chip(918e12, 1640e9, 32e9),
+  'v4': Chip(275e12, 1228e9, 32e9, 1.05e9),
+  'v5e': Chip(197e12, 819e9, 16e9, 1.5e9),
+  'v5p': Chip(459e12, 2765e9, 95e9, 1.75e9),
+  'v6e': Chip(918e12, 1640e9, 32e9, 1.75e9),
 }
 """By the name before the colon of a topology."""
 
@@ -75,6 +77,8 @@ class Compilation:
     hbm_bytes: of the chip's memory.
     estimated_step_seconds: as XLA has it, where nothing overlaps, with the bodies of
       loops counted as often as they run.
+    kernel_seconds: what the compiler counts for its kernels, in cycles of the chip: how
+      well an operation uses it is in this.
     compile_seconds: that compiling took.
     images_per_second_per_chip: at that speed.
     mfu: share of the chip's bfloat16 peak, counted on the model's FLOPs alone: three
@@ -91,6 +95,7 @@ class Compilation:
   total_bytes: int
   hbm_bytes: int
   estimated_step_seconds: float
+  kernel_seconds: float
   compile_seconds: float
   images_per_second_per_chip: float
   mfu: float
@@ -155,6 +160,7 @@ def compile_for(
     + memory.generated_code_size_in_bytes,
     hbm_bytes=int(chip.memory),
     estimated_step_seconds=cost.seconds,
+    kernel_seconds=cost.cycles / chip.clock,
     compile_seconds=seconds,
     images_per_second_per_chip=images / len(devices) / cost.seconds,
     mfu=work / cost.seconds / chip.flops,

@@ -46,6 +46,8 @@ _NOTE = re.compile(r'(?<=\])\{[^{}]*\}|/\*.*?\*/')
 
 _CALLED = re.compile(r'(?:calls|to_apply|body|branch_computations)=\{?%([^,}\s]+)')
 
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
@@ -56,11 +58,13 @@ class Cost:
     bytes_moved: operands and results of all operations, fused ones taken together.
     seconds: were each operation to take as long as its FLOPs or its bytes do, whichever
       is more, and no two of them to overlap.
+    cycles: that the compiler of TPUs counts for its kernels; others count none.
   """
 
   flops: float = 0.0
   bytes_moved: float = 0.0
   seconds: float = 0.0
+  cycles: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +155,7 @@ class Program:
       bytes_per_second: between its cores and its memory, at most.
     """
     flops = moved = seconds = 0.0
+    cycles = 0
     for name, times in self._runs(fused=False).items():
       computation = self._computations[name]
       for instruction in computation.values():
@@ -161,7 +166,9 @@ class Program:
         flops += times * work
         moved += times * size
         seconds += times * max(work / flops_per_second, size / bytes_per_second)
-    return Cost(flops, moved, seconds)
+        if counted := _CYCLES.search(instruction.attributes):
+          cycles += times * int(counted[1])
+    return Cost(flops, moved, seconds, cycles)
 
   def _runs(self, *, fused: bool) -> dict[str, int]:
     """How often each computation runs; those that are fused into one, if asked for."""

@@ -39,6 +39,7 @@ def table(found: Compilation) -> str:
       f' {"fits" if found.fits else "does NOT fit"}',
     ),
     ('estimated step', f'{found.estimated_step_seconds:.4f} s'),
+    ('cycles of its kernels', f'{found.kernel_seconds:.4f} s'),
     ('images a second and chip', f'{found.images_per_second_per_chip:.1f}'),
     ('share of the peak (MFU)', f'{found.mfu:.1%}'),
     ('compiled in', f'{found.compile_seconds:.0f} s'),

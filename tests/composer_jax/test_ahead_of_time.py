@@ -47,6 +47,8 @@ def test_a_train_step_for_four_chips_says_what_it_costs(capsys):
   assert found['collectives']['all-gather']['count'] > 0
   assert found['temporary_bytes'] > 0
   assert found['compile_seconds'] > 0
+  # No kernel is faster than the matrix units.
+  assert found['kernel_seconds'] > found['flops_per_chip'] / 197e12
 
 
 def test_a_model_that_trains_on_crops_works_on_no_more_on_two_slices(capsys):
@@ -82,7 +84,7 @@ def test_slices_are_counted_from_one(capsys):
 def test_what_does_not_fit_is_told_by_the_exit_status(capsys, monkeypatch):
   from composer_jax import ahead_of_time
 
-  tight = ahead_of_time.Chip(197e12, 819e9, memory=1e6)
+  tight = ahead_of_time.Chip(197e12, 819e9, memory=1e6, clock=1.5e9)
   monkeypatch.setitem(ahead_of_time.CHIPS, 'v5e', tight)
   words = ['compile', *SMALL, '--topology=v5e:2x2', '--what=sample']
   assert (

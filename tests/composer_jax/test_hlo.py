@@ -61,6 +61,14 @@ def test_loops_count_as_often_as_they_run(mesh):
   assert costs[0].seconds == pytest.approx(costs[1].seconds, rel=0.3)
 
 
+def test_kernels_take_no_fewer_cycles_than_their_products_do(mesh):
+  for function in (scanned, unrolled):
+    program, _ = compiled(mesh, function, *LOOP)
+    cost = program.cost(CHIP.flops, CHIP.bandwidth)
+    fewest = cost.flops / CHIP.flops * CHIP.clock
+    assert fewest < cost.cycles < 6 * fewest
+
+
 def test_loops_whose_counter_takes_two_run_half_as_often(mesh):
   def pairs(x, weights):
     def both(carried):
