@@ -29,6 +29,9 @@ class MeshConfig:
     rings: whether TPUs may pass weights on from one to the next in training while they
       compute with what has arrived (collective matrix products, Wang et al. 2023). The
       parts that convolutions then work with are narrow, so that it takes longer.
+    kernel_target: how good the compiler of TPUs wants a convolution's kernel to be, by
+      its own estimate, before it stops looking for a better one in training. 1 finds
+      the best and takes much longer to compile than 0.96; 0.9 is poor.
     rules: which axes of arrays lie along which of these.
   """
 
@@ -37,9 +40,14 @@ class MeshConfig:
   tensor: int = 1
   spatial: int = 1
   rings: bool = False
+  kernel_target: float = 0.96
   rules: AxisRules = AxisRules()
 
   def __post_init__(self):
+    if not 0.5 <= self.kernel_target <= 1:
+      raise ValueError(
+        f'config.mesh.kernel_target is {self.kernel_target}; expected 0.5 to 1.'
+      )
     for name in MESH_AXES:
       size = getattr(self, name)
       if size < 1 and size != -1:
@@ -111,12 +119,17 @@ def abstract_mesh(config: MeshConfig, count: int) -> AbstractMesh:
   return AbstractMesh(config.sizes(count), MESH_AXES)
 
 
-def compiler_options(config: MeshConfig, mesh: Mesh) -> dict[str, bool] | None:
+def compiler_options(
+  config: MeshConfig, mesh: Mesh
+) -> dict[str, bool | float] | None:
   """What the compiler of a training step is told, for `jax.jit`."""
-  if config.rings or mesh.devices.flat[0].platform != 'tpu':
+  if mesh.devices.flat[0].platform != 'tpu':
     return None
   kinds = ('all_gather', 'reduce_scatter')
-  return {f'xla_tpu_enable_windowed_einsum_for_{kind}': False for kind in kinds}
+  return {
+    'xla_jf_convolution_performance_target': config.kernel_target,
+    **{f'xla_tpu_enable_windowed_einsum_for_{kind}': config.rings for kind in kinds},
+  }
 
 
 def batch_sharding(mesh: Mesh, rules: AxisRules) -> NamedSharding:

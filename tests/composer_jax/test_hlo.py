@@ -160,6 +160,20 @@ def test_weights_go_round_only_where_the_config_says_so(mesh):
   assert kinds == [{'all-gather'}, {'collective-permute'}]
 
 
+def test_a_lower_target_takes_kernels_of_more_cycles(mesh):
+  def product(x, w):
+    dims = ('NHWC', 'HWIO', 'NHWC')
+    return jax.lax.conv_general_dilated(x, w, (1, 1), 'SAME', dimension_numbers=dims)
+
+  arguments = (((32, 32, 32, 512), ('fsdp',)), ((3, 3, 512, 512), ()))
+  cycles = []
+  for target in (0.6, 1.0):
+    options = compiler_options(MeshConfig(kernel_target=target), mesh)
+    program, _ = compiled(mesh, product, *arguments, compiler_options=options)
+    cycles.append(program.cost(CHIP.flops, CHIP.bandwidth).cycles)
+  assert cycles[0] > 1.1 * cycles[1]
+
+
 def test_gradients_of_split_weights_are_reduced_and_scattered_at_once(mesh):
   def gradient(w, x):
     return jax.grad(lambda w: (x @ w).astype(jnp.float32).sum())(w)

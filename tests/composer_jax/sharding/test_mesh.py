@@ -34,6 +34,11 @@ def test_a_size_is_positive_or_open(size):
     MeshConfig(tensor=size)
 
 
+def test_kernels_are_asked_to_be_at_most_as_good_as_can_be():
+  with pytest.raises(ValueError, match='kernel_target is 97; expected 0.5 to 1'):
+    MeshConfig(kernel_target=97)
+
+
 def test_a_batch_is_split_over_data_and_fsdp():
   found = run_on_devices(
     8,
