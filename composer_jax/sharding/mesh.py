@@ -119,9 +119,7 @@ def abstract_mesh(config: MeshConfig, count: int) -> AbstractMesh:
   return AbstractMesh(config.sizes(count), MESH_AXES)
 
 
-def compiler_options(
-  config: MeshConfig, mesh: Mesh
-) -> dict[str, bool | float] | None:
+def compiler_options(config: MeshConfig, mesh: Mesh) -> dict[str, bool | float] | None:
   """What the compiler of a training step is told, for `jax.jit`."""
   if mesh.devices.flat[0].platform != 'tpu':
     return None
