@@ -120,14 +120,16 @@ def abstract_mesh(config: MeshConfig, count: int) -> AbstractMesh:
 
 
 def compiler_options(config: MeshConfig, mesh: Mesh) -> dict[str, bool | float] | None:
-  """What the compiler of a training step is told, for `jax.jit`."""
+  """What the compiler of a training step is told that it does not do by itself."""
   if mesh.devices.flat[0].platform != 'tpu':
     return None
-  kinds = ('all_gather', 'reduce_scatter')
-  return {
-    'xla_jf_convolution_performance_target': config.kernel_target,
-    **{f'xla_tpu_enable_windowed_einsum_for_{kind}': config.rings for kind in kinds},
-  }
+  options: dict[str, bool | float] = {}
+  if config.kernel_target < 1:
+    options['xla_jf_convolution_performance_target'] = config.kernel_target
+  if not config.rings:
+    for kind in ('all_gather', 'reduce_scatter'):
+      options[f'xla_tpu_enable_windowed_einsum_for_{kind}'] = False
+  return options
 
 
 def batch_sharding(mesh: Mesh, rules: AxisRules) -> NamedSharding:
