@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import math
 import pathlib
+import re
 import runpy
 import sys
 import types
@@ -506,7 +508,7 @@ def find(path: str) -> pathlib.Path:
   known = sorted(
     str(p.relative_to(installed))
     for p in (installed / 'configs').rglob('*.py')
-    if p.name != '__init__.py'
+    if p.name != '__init__.py' and p.parent.name != 'sweeps'
   )
   raise FileNotFoundError(
     f'--config={path}: no such file; installed configs are {", ".join(known)}.'
@@ -532,10 +534,20 @@ def _read(text: str) -> dict[str, Any]:
   """
   path, colon, argument = text.partition('.py:')
   file = find(path + '.py' if colon else text)
-  get_config = runpy.run_path(str(file)).get('get_config')
+  try:
+    get_config = runpy.run_path(str(file)).get('get_config')
+  except (SyntaxError, ImportError) as error:
+    raise ValueError(f'{file} is no config that Python can read: {error}.') from error
   if get_config is None:
     raise ValueError(f'{file} has no function get_config(); see configs/demo/base.py.')
-  given = config_dict.ConfigDict(get_config(*[argument] * bool(colon))).to_dict()
+  made = get_config(*[argument] * bool(colon))
+  try:
+    given = config_dict.ConfigDict(dict(made)).to_dict()
+  except (AttributeError, TypeError, ValueError) as error:
+    raise ValueError(
+      f'{file} is no training config, as its get_config() gives {made!r:.80}; see'
+      ' configs/demo/base.py.'
+    ) from error
   fields = {'model': _defaults(MODELS.get(given.get('stage'), UNetConfig))}
   fields |= _defaults(Config)
   for name, value in given.items():
@@ -543,6 +555,24 @@ def _read(text: str) -> dict[str, Any]:
     mergeable = isinstance(inner, dict) and isinstance(value, dict)
     fields[name] = inner | value if mergeable else value
   return fields
+
+
+def _check_name(override: str, fields: dict[str, Any]) -> None:
+  """Refuses `--config.field=value` of a field that there is not."""
+  found = re.match(r'--config\.([\w.]+)', override)
+  path, inner = 'config', fields
+  for name in found[1].split('.') if found else ():
+    if not isinstance(inner, dict):
+      raise ValueError(
+        f'--{path}.{name}: {path} has no fields; its value is {inner!r}.'
+      )
+    if name not in inner:
+      near = difflib.get_close_matches(name, inner, n=1)
+      meant = f' Did you mean {path}.{near[0]}?' if near else ''
+      raise ValueError(
+        f'--{path}.{name} is not a field; expected any of {", ".join(inner)}.{meant}'
+      )
+    path, inner = f'{path}.{name}', inner[name]
 
 
 def parse(argv: list[str]) -> Config:
@@ -565,13 +595,16 @@ def parse(argv: list[str]) -> Config:
     else:
       overrides.append(argument)
   if path is None:
-    raise ValueError('--config FILE is missing, such as configs/demo/base.py.')
+    raise ValueError('--config FILE is missing, such as --config configs/demo/base.py.')
+  fields = _read(path)
+  for override in overrides:
+    _check_name(override, fields)
   words = ['composer-jax', *overrides]
   values = flags.FlagValues()
   try:
     holder = config_flags.DEFINE_config_dict(
       'config',
-      config_dict.ConfigDict(_read(path)),
+      config_dict.ConfigDict(fields),
       flag_values=values,
       sys_argv=words,
     )

@@ -142,6 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     description='Makes an image from any conditions of any images.',
     epilog=EPILOG,
     formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
   )
   parser.add_argument('--model', type=model_folder, required=True, metavar='DIR')
   parser.add_argument('--out', type=pathlib.Path, required=True, metavar='PNG')
@@ -199,11 +200,21 @@ def main(argv: list[str]) -> int:
   for name in ('eta', 'guidance', 'rescale', 'percentile'):
     if not np.isfinite(getattr(flags, name) or 0):
       parser.error(f'--{name} is {getattr(flags, name)}; expected a finite number')
-  if flags.caption == '':
+  if flags.caption is not None and not flags.caption.strip():
     parser.error('--caption is empty; leave it out for none')
+  if flags.out.suffix.lower() != '.png' or flags.out.is_dir():
+    parser.error(f'--out is {flags.out}; expected the name of a file in .png')
   if not flags.out.absolute().parent.is_dir():
     parser.error(f'--out is {flags.out}; its folder does not exist')
   wanted = [conditions.by_name(name.strip() for name in use.split(',')) for use in uses]
+  asked = [condition.name for chosen in wanted for condition in chosen]
+  if flags.palette is not None:
+    asked.append(palette.Palette.name)
+  if twice := [name for name in asked if asked.count(name) > 1]:
+    parser.error(
+      f'{twice[0]} is asked for twice; take one of them, or join both in --expression'
+    )
+  colours = None if flags.palette is None else parse_palette(flags.palette)
   strengths = _named('--strength', flags.strength, parse_strength)
   windows = _named('--window', flags.window, parse_window)
   settings = {name: getattr(flags, name) for name in SETTINGS if name in given}
@@ -227,8 +238,8 @@ def main(argv: list[str]) -> int:
       for source, chosen in zip(sources, wanted, strict=True)
       for condition in chosen
     }
-    if flags.palette:
-      stored[palette.Palette.name] = parse_palette(flags.palette)
+    if colours is not None:
+      stored[palette.Palette.name] = colours
     if flags.caption:
       stored |= composer.embed_caption(flags.caption)
     parts: list[expressions.Expression]
@@ -247,6 +258,13 @@ def main(argv: list[str]) -> int:
     first, *rest = expressions.terms(expressions.And(tuple(parts)), rng)
     if not flags.no_prior:
       first = first._replace(values=composer.imagine(first.values, seed))
+    followed = {name for term in (first, *rest) for name in term.values} | away.keys()
+    for flag, chosen in (('strength', strengths), ('window', windows)):
+      if idle := chosen.keys() - followed:
+        raise ValueError(
+          f'--{flag} names {min(idle)}, which the image does not follow; expected any of'
+          f' {", ".join(sorted(followed)) or "none"}.'
+        )
     recipe = recipes.Recipe(
       model=composer.fingerprint,
       seed=seed,

@@ -15,6 +15,9 @@ from composer_jax.images import encode_png, open_image
 from composer_jax.shipped import model_folder
 from composer_jax.trained import load_encoder
 
+LARGEST = 4096
+"""Side in pixels; conditions of larger images do not fit most machines."""
+
 
 def main(argv: list[str]) -> int:
   """Runs the verb; returns its exit status."""
@@ -24,6 +27,7 @@ def main(argv: list[str]) -> int:
     ' for each under its name and the pixels as `image`, conditions.json with their'
     ' types, and a picture of each.',
     epilog='example: composer-jax decompose photo.jpg --out conditions --size 64',
+    allow_abbrev=False,
   )
   parser.add_argument('image', type=pathlib.Path)
   parser.add_argument('--out', type=pathlib.Path, required=True, metavar='DIR')
@@ -34,8 +38,8 @@ def main(argv: list[str]) -> int:
     '--model', type=model_folder, metavar='DIR', help='for semantics and caption'
   )
   flags = parser.parse_args(argv)
-  if flags.size < 8:
-    parser.error(f'--size is {flags.size}; expected at least 8')
+  if not 8 <= flags.size <= LARGEST:
+    parser.error(f'--size is {flags.size}; expected 8 to {LARGEST}')
   encoder = None
   if flags.model:
     encoder = load_encoder(flags.model)
@@ -64,6 +68,8 @@ def main(argv: list[str]) -> int:
   for condition in conditions.by_name(found):
     picture = encode_png(condition.draw(found[condition.name]))
     (flags.out / f'{condition.name}.png').write_bytes(picture)
+  for name in about['left_out']:  # The folder may have those of another image.
+    (flags.out / f'{name}.png').unlink(missing_ok=True)
   print(f'{flags.out}: {", ".join(found)}')
   if about['left_out']:
     print(f'left out, for want of --model DIR: {", ".join(about["left_out"])}')

@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
   parser.add_argument('--depth', type=int, default=2, help='names deep; 99 for all')
   parser.add_argument('--json', action='store_true', help='totals and all arrays')
   flags, rest = parser.parse_known_args(argv)
-  if (flags.devices or 1) < 1 or flags.depth < 1:
+  if min(flags.depth, 1 if flags.devices is None else flags.devices) < 1:
     parser.error('--devices and --depth are at least 1')
   given = [f'--config={flags.config}'] if flags.config else []
   found = describe(config_lib.parse([*given, *rest]), flags.devices)

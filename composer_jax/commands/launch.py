@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import pathlib
 import shlex
 import subprocess
@@ -24,10 +25,10 @@ examples:
   composer-jax launch local --name base --config configs/demo/base.py \\
       --topology cpu:2 --config.data.path=demo/data
   composer-jax launch slurm --name base --config configs/paper/base64_stage1.py \\
-      --topology gpu:4x8 --partition gpu --dry-run
+      --topology gpu:4x8 --partition gpu --config.data.path=/shared/data --dry-run
   composer-jax launch gke --name base --config configs/paper/base64_stage1.py \\
       --topology v5p:4x4x8 --image REGISTRY/composer-jax:1 --bucket gs://mine \\
-      --env HF_TOKEN=secret:hf/token --dry-run
+      --env HF_TOKEN=secret:hf/token --config.data.path=/mnt/composer/data --dry-run
 """
 
 
@@ -77,7 +78,8 @@ def main(argv: list[str]) -> int:
     name=flags.name,
     config=flags.config,
   )
-  resolved_config(job)
+  if not resolved_config(job).data.path:
+    raise ValueError('config.data.path is empty; give --config.data.path=DIR.')
   out = flags.out or pathlib.Path('runs', job.name, 'launch')
   write_files(flags.target, job, options, out)
   if flags.target == 'local':
@@ -97,16 +99,23 @@ def main(argv: list[str]) -> int:
 def resolved_config(job: Job) -> Config:
   """The config of a job; refuses now what would fail once the machines are there."""
   from composer_jax import config as config_lib
+  from composer_jax.sharding.mesh import check_batch
+  from composer_jax.sharding.rules import MESH_AXES
 
   given = [f'--config.{override}' for override in job.overrides]
-  return config_lib.parse([f'--config={job.config}', *given])
+  config = config_lib.parse([f'--config={job.config}', *given])
+  sizes = config.mesh.sizes(job.slices * job.topology.devices)
+  axes = dict(zip(MESH_AXES, sizes, strict=True))
+  check_batch(axes, config.mesh.rules, config.data.batch_size)
+  return config
 
 
 def write_files(target: str, job: Job, options: Any, out: pathlib.Path) -> None:
   """Renders a job into a folder, with its description as `job.json`."""
   files = flags_lib.TARGETS[target].render(job, options)
   out.mkdir(parents=True, exist_ok=True)
-  for name, text in {'job.json': job_lib.to_json(job), **files}.items():
+  description = job_lib.to_json(job, {target: dataclasses.asdict(options)})
+  for name, text in {'job.json': description, **files}.items():
     write_text(out / name, text)
     print(f'Wrote {out / name}')
 

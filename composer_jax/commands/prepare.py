@@ -120,6 +120,8 @@ def main(argv: list[str]) -> int:
     help='what embeds the original pictures, and the captions',
   )
   flags = parser.parse_args(argv)
+  if flags.workers < 0:
+    parser.error(f'--workers is {flags.workers}; expected 0 or more')
   return _add(parser, flags) if flags.onto else _make(parser, flags)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -142,19 +142,33 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P())
 
 
+def check_batch(sizes: Mapping[str, int], rules: AxisRules, batch_size: int) -> None:
+  """Refuses a global batch that the devices of a mesh do not divide.
+
+  Args:
+    sizes: of the axes of the mesh.
+    rules: which of them split batches.
+    batch_size: rows of the global batch.
+
+  Raises:
+    ValueError: the devices do not divide the batch.
+  """
+  devices = math.prod(sizes[axis] for axis in rules.batch)
+  if batch_size % devices:
+    raise ValueError(
+      f'config.data.batch_size is {batch_size}; expected a multiple of {devices}, the'
+      f' devices that share it ({" x ".join(rules.batch)}).'
+    )
+
+
 def local_rows(mesh: Mesh, rules: AxisRules, batch_size: int) -> list[int]:
   """The rows of a global batch that devices of this process hold.
 
   Raises:
     ValueError: the devices do not divide the batch.
   """
+  check_batch(mesh.shape, rules, batch_size)
   sharding = batch_sharding(mesh, rules)
-  devices = math.prod(mesh.shape[axis] for axis in rules.batch)
-  if batch_size % devices:
-    raise ValueError(
-      f'config.data.batch_size is {batch_size}; expected a multiple of {devices}, the'
-      f' devices that share it ({" x ".join(rules.batch)}).'
-    )
   held: Any = sharding.addressable_devices_indices_map((batch_size,)).values()
   rows = {row for (index,) in held for row in range(batch_size)[index]}
   return sorted(rows)

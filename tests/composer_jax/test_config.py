@@ -51,6 +51,22 @@ def test_a_field_that_the_file_leaves_out_can_be_set():
   assert config.optimizer.accumulate == 2
 
 
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('def get_config(:', 'no config that .*line 1'),
+    ('import no_such_module', "no config that .*: No module named 'no_such_module'"),
+    ('def get_config(): pass', r'no training config, .* get_config\(\) gives None'),
+    ("def get_config(): return {'a.b': 1}", r"no training config.*gives \{'a.b': 1\}"),
+  ],
+)
+def test_a_file_that_is_no_config_is_one_clear_error(text, message, tmp_path):
+  file = tmp_path / 'own.py'
+  file.write_text(text)
+  with pytest.raises(ValueError, match=f'own.py is {message}'):
+    config_lib.parse([f'--config={file}'])
+
+
 def test_a_config_file_can_take_an_argument(tmp_path):
   file = tmp_path / 'sized.py'
   file.write_text(
@@ -88,7 +104,9 @@ def test_an_own_config_file_is_preferred(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   ('argument', 'message'),
   [
-    ('--config.model.chanels=3', 'chanels'),
+    ('--config.model.chanels=3', 'config.model.chanels is not a .* config.model.chan'),
+    ('--config.optimizer.lr=3', 'config.optimizer.lr is not .* any of .*learning_rate'),
+    ('--config.stage.of=3', "config.stage has no fields; its value is 'diffusion'"),
     ('--config.train.steps=many', 'many'),
     ('--config.diffusion.prediction=w', r"config.diffusion.prediction is 'w'.*'eps'"),
     ('--config.model.multipliers=(1,)', r'model.attention has 3 .*model.multipliers 1'),

@@ -143,6 +143,7 @@ def test_an_expression_with_everything_is_composed_and_made_again(
     (('--use', 'sketches'), "Unknown condition 'sketches'"),
     (('--use', 'sketch', '--palette', 'red'), "'red' is no colour"),
     (('--use', 'sketch', '--expression', 'a &'), "expression 'a &' is wrong at 'a &'"),
+    (('--use', 'sketch', '--window', 'depth=0:1'), '--window names depth, which .* sk'),
     (('--use', 'sketch', '--eta', '2'), r'eta is 2.0; expected .* at most 1'),
     (('--use', 'sketch', '--steps', '5000'), '5000 sampling steps .* 1 to 1000'),
   ],

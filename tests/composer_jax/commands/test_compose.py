@@ -107,6 +107,9 @@ def compose(tmp_path, *flags):
   return cli.main(['compose', '--model', str(model), '--out', str(out), *flags])
 
 
+ASK = ['--from', 'a.png', '--use', 'palette']
+
+
 @pytest.mark.parametrize(
   ('flags', 'said'),
   [
@@ -129,6 +132,11 @@ def compose(tmp_path, *flags):
     (['--guidance', '-inf'], '--guidance'),
     (['--steps', 'many'], "'many'"),
     (['--colour', 'red'], '--colour'),
+    (['--ste', '1'], '--ste'),
+    (['--caption', ' '], '--caption is empty'),
+    (['--palette', '#fff', *ASK], 'palette is asked for twice'),
+    ([*ASK, *ASK], 'palette is asked for twice'),
+    (['--out', 'x.jpg'], '--out is x.jpg; expected the name of a file in .png'),
   ],
 )
 def test_flags_that_make_no_sense_are_refused(capsys, tmp_path, flags, said):
@@ -169,6 +177,7 @@ def test_an_unknown_condition_is_refused_with_those_that_there_are(
   ('flags', 'said'),
   [
     (['--strength', 'sketch'], "--strength is 'sketch'; expected NAME=VALUE"),
+    (['--palette', ''], "'' is no colour"),
     (['--strength', 'smell=1'], "Unknown condition 'smell'"),
     (['--window', 'sketch=1:0'], "'1:0' is no window"),
     (['--interval', 'all'], "'all' is no window"),

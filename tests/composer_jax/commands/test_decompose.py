@@ -153,12 +153,15 @@ def test_the_seed_decides_what_is_drawn_and_nothing_else(photo, folder, tmp_path
 
 
 def test_what_was_made_and_what_was_left_out_is_said(photo, tmp_path, capsys):
+  (tmp_path / 'out').mkdir()
+  (tmp_path / 'out' / 'caption.png').write_bytes(b'of another image')
   assert decompose(photo, tmp_path / 'out') == 0
   output = capsys.readouterr()
   assert output.out.splitlines() == [
     f'{tmp_path / "out"}: {", ".join(MEASURED)}',
     'left out, for want of --model DIR: caption, semantics',
   ]
+  assert not (tmp_path / 'out' / 'caption.png').exists()
   assert output.err == ''
 
 
@@ -210,7 +213,7 @@ def test_a_model_without_an_encoder_is_named(photo, tmp_path, capsys):
   assert not (tmp_path / 'out').exists()
 
 
-@pytest.mark.parametrize('size', ['7', '0', '-64', 'large'])
+@pytest.mark.parametrize('size', ['7', '0', '-64', '4097', 'large'])
 def test_a_senseless_size_is_refused(photo, tmp_path, capsys, size):
   with pytest.raises(SystemExit) as stop:
     decompose(photo, tmp_path / 'out', size=size)

@@ -17,12 +17,15 @@ GKE = [
   '--topology=v5p:4x4x8',
   '--image=registry.example/c:1',
   '--bucket=gs://mine',
+  '--config.data.path=/mnt/composer/data',
 ]
+
+DEMO = ['--name=base', '--config=configs/demo/base.py', '--config.data.path=/data']
 
 
 def test_a_dry_run_writes_files_and_says_how_to_start_them(tmp_path, capsys):
   out = tmp_path / 'files'
-  words = [*GKE, f'--out={out}', '--dry-run', '--config.data.path=/mnt/composer/data']
+  words = [*GKE, f'--out={out}', '--dry-run']
   assert cli.main(words) == 0
   assert f'kubectl apply -f {out}/base.yaml' in capsys.readouterr().out
   manifest = yaml.safe_load((out / 'base.yaml').read_text())
@@ -37,12 +40,12 @@ def test_a_written_description_can_be_given_again_and_flags_win(tmp_path, capsys
   again = ['launch', 'gke', f'--job={first}/job.json', f'--out={second}', '--dry-run']
   assert cli.main(again) == 0
   assert (second / 'base.yaml').read_text() == (first / 'base.yaml').read_text()
-  more = ['--slices=3', '--env=B=3', '--config.train.steps=7', '--spot']
+  more = ['--slices=2', '--env=B=3', '--config.train.steps=7', '--spot']
   assert cli.main([*again, *more]) == 0
   job = json.loads((second / 'job.json').read_text())
-  assert (job['slices'], job['spot']) == (3, True)
+  assert (job['slices'], job['spot']) == (2, True)
   assert job['environment'] == {'A': '1', 'B': '3'}
-  assert job['overrides'] == ['train.steps=7']
+  assert job['overrides'] == ['data.path=/mnt/composer/data', 'train.steps=7']
 
 
 def test_a_file_may_have_a_part_for_each_target(tmp_path, capsys):
@@ -51,6 +54,7 @@ def test_a_file_may_have_a_part_for_each_target(tmp_path, capsys):
     'name: base\nconfig: configs/demo/base.py\ntopology: gpu:2x4\n'
     'slurm: {partition: a100, cpus_per_task: 4}\n'
     'ray: {address: "http://head:8265"}\nworkdir: /shared/base\n'
+    'overrides: {data.path: /shared/data}\n'
   )
   out = tmp_path / 'out'
   for target in ('slurm', 'ray'):
@@ -70,7 +74,7 @@ def test_it_starts_what_it_has_written_and_gives_its_status(tmp_path, monkeypatc
   program.chmod(program.stat().st_mode | stat.S_IXUSR)
   monkeypatch.setenv('PATH', f'{tmp_path}:{os.environ["PATH"]}')
   out = tmp_path / 'out'
-  words = ['--name=base', '--config=configs/demo/base.py', '--topology=gpu:2x4']
+  words = [*DEMO, '--topology=gpu:2x4']
   assert cli.main(['launch', 'slurm', *words, f'--out={out}']) == 3
   assert (tmp_path / 'called').read_text() == f'{out}/base.sbatch\n'
 
@@ -80,7 +84,7 @@ def test_a_missing_program_leaves_the_files_and_says_what_to_do(
 ):
   monkeypatch.setenv('PATH', str(tmp_path))
   out = tmp_path / 'out'
-  words = ['--name=base', '--config=configs/demo/base.py', '--topology=gpu:2x4']
+  words = [*DEMO, '--topology=gpu:2x4']
   assert cli.main(['launch', 'slurm', *words, f'--out={out}']) == 1
   assert f'sbatch {out}/base.sbatch' in capsys.readouterr().err
   assert (out / 'base.sbatch').exists()
@@ -95,6 +99,9 @@ def test_a_missing_program_leaves_the_files_and_says_what_to_do(
     (['--env=HF_TOKEN=hunter2'], 'HF_TOKEN looks like a secret'),
     (['--config=configs/absent.py'], 'no such file'),
     (['--name='], 'name is missing'),
+    (['--config.data.path='], 'config.data.path is empty'),
+    (['--config.mesh.fsdp=3'], 'product is 128, the number of devices'),
+    (['--config.data.batch_size=100'], 'batch_size is 100; expected a multiple of 128'),
     (['--job=absent.yaml'], 'absent.yaml: there is no such file'),
   ],
   ids=lambda value: str(value[0]) if isinstance(value, list) else '',
@@ -108,9 +115,9 @@ def test_bad_input_is_one_error_and_writes_nothing(tmp_path, capsys, words, why)
 
 
 def test_a_local_dry_run_says_what_would_run(tmp_path, capsys):
-  words = ['--name=base', '--config=configs/demo/base.py', '--topology=cpu:3x2']
+  words = [*DEMO, '--topology=cpu:4x2']
   assert cli.main(['launch', 'local', *words, f'--out={tmp_path}', '--dry-run']) == 0
-  assert '3 processes would run: composer-jax train' in capsys.readouterr().out
+  assert '4 processes would run: composer-jax train' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('target', ['local', 'slurm', 'gke', 'queued-resource', 'ray'])

@@ -114,6 +114,7 @@ def test_another_size_in_the_same_folder_is_refused(photos, data, capsys):
     (['--onto', 'x', '--source', 'twemoji'], 'not allowed with'),
     (['--source', 'twemoji', '--out', 'x', '--crop', 'left'], "'left'"),
     (['--source', 'twemoji', '--out', 'x', '--size', 'big'], "'big'"),
+    (['--source', 'twemoji', '--out', 'x', '--workers', '-1'], '--workers is -1;'),
     (['--source', 'twemoji', '--out', 'x', '--semantics', 'x'], 'expected clip:DIR'),
     (['--source', 'twemoji', '--out', 'x', '--overwrite'], 'go with --onto'),
     (['--source', 'twemoji', '--out', 'x', '--engine', 'spark'], "'spark'"),
