@@ -258,7 +258,8 @@ def main(argv: list[str]) -> int:
     first, *rest = expressions.terms(expressions.And(tuple(parts)), rng)
     if not flags.no_prior:
       first = first._replace(values=composer.imagine(first.values, seed))
-    followed = {name for term in (first, *rest) for name in term.values} | away.keys()
+    told = [first.values, *(term.values for term in rest), away]
+    followed = set().union(*told)
     for flag, chosen in (('strength', strengths), ('window', windows)):
       if idle := chosen.keys() - followed:
         raise ValueError(
