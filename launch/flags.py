@@ -118,12 +118,13 @@ def described(
   Raises:
     ValueError: a field is missing, unknown or wrong; names it.
     FileNotFoundError: there is no such file.
+    IsADirectoryError: it is a folder.
   """
   given = dict(defaults or {})
   if flags.job:
     given |= job_lib.read(flags.job)
-  sections = {name: given.pop(name, {}) for name in TARGETS}
-  own = sections[target]
+  sections = {name: given.pop(name, None) for name in TARGETS}
+  own = {} if sections[target] is None else sections[target]
   if not isinstance(own, dict):
     raise ValueError(f'--job={flags.job}: {target} is {own!r}; expected an object.')
   for field in (*_JOB_FLAGS, 'spot'):
@@ -153,4 +154,8 @@ def _options(target: str, section: dict[str, Any], flags: argparse.Namespace) ->
         ' that YAML reads otherwise.'
       )
   asked = {name: getattr(flags, name) for name in fields}
-  return kind(**section | {k: v for k, v in asked.items() if v is not None})
+  section = section | {k: v for k, v in asked.items() if v is not None}
+  for name, value in section.items():
+    if isinstance(value, str):
+      job_lib.check_text(f'{target}.{name}', value)
+  return kind(**section)

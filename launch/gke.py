@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from launch import restarts
-from launch.job import MOUNT, SECRET, Job
+from launch.job import KUBERNETES_NAME, MOUNT, SECRET, Job
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Options:
   def __post_init__(self):
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
-      if not re.fullmatch(r'([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?)?', value):
+      if not re.fullmatch(f'({KUBERNETES_NAME})?', value):
         raise ValueError(
           f'{field.name} is {value!r}; expected lower-case letters, digits and hyphens.'
         )
@@ -65,9 +65,15 @@ def render(job: Job, options: Options) -> dict[str, str]:
     File names and contents.
 
   Raises:
-    ValueError: the job lacks an image, has no TPUs, or gives a secret by its value.
+    ValueError: the job lacks an image or storage, has no TPUs, or has a variable that
+      a pod cannot have.
   """
   job.require('gke', 'image')
+  if not job.bucket and not job.volume:
+    raise ValueError(
+      'bucket and volume are empty; the target gke needs one of them, as what a pod'
+      ' saves elsewhere is lost with it. Give --bucket or --volume.'
+    )
   topology = job.topology
   hosts, machine = topology.hosts, topology.machine_type
   if job.slices > 1 and hosts == 1:
@@ -165,11 +171,14 @@ def _pod(job: Job, options: Options) -> dict[str, Any]:
   if options.reservation:
     selector['cloud.google.com/reservation-name'] = options.reservation
   # Readers of data hand batches over in shared memory; the default is 64 MB.
-  volumes: list[dict[str, Any]] = [{'name': 'shm', 'emptyDir': {'medium': 'Memory'}}]
-  mounts = [{'name': 'shm', 'mountPath': '/dev/shm'}]
-  if job.bucket or job.volume:
-    volumes.append({'name': 'storage', **_storage(job)})
-    mounts.append({'name': 'storage', 'mountPath': MOUNT})
+  volumes: list[dict[str, Any]] = [
+    {'name': 'shm', 'emptyDir': {'medium': 'Memory'}},
+    {'name': 'storage', **_storage(job)},
+  ]
+  mounts = [
+    {'name': 'shm', 'mountPath': '/dev/shm'},
+    {'name': 'storage', 'mountPath': MOUNT},
+  ]
   chips = {'google.com/tpu': topology.devices_per_host}
   container = {
     'name': 'train',
@@ -223,6 +232,11 @@ def _variable(name: str, value: str | None) -> dict[str, Any]:
   if not value.startswith(SECRET):
     return {'name': name, 'value': value}
   secret, _, key = value.removeprefix(SECRET).partition('/')
+  if not re.fullmatch(KUBERNETES_NAME, secret):
+    raise ValueError(
+      f'environment variable {name} is {value!r}; expected secret:NAME/KEY with a NAME'
+      " of lower-case letters, digits, '-' and '.', as Kubernetes has it."
+    )
   return {
     'name': name,
     'valueFrom': {'secretKeyRef': {'name': secret, 'key': key}},

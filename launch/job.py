@@ -22,7 +22,15 @@ MOUNT = '/mnt/composer'
 SECRET = 'secret:'
 """Begins the value of a variable that names a secret instead of holding it."""
 
-_SECRET_WORDS = ('TOKEN', 'KEY', 'PASSWORD', 'PASSWD', 'SECRET')
+KUBERNETES_NAME = r'[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?'
+"""Pattern of what Kubernetes takes as a name."""
+
+_SECRET_WORDS = (
+  *('TOKEN', 'KEY', 'PASSWORD', 'PASSWD', 'PASSPHRASE'),
+  *('SECRET', 'CREDENTIAL', 'CREDENTIALS'),
+)
+_NO_SECRETS = ('FILE', 'PATH', 'DIR', 'ID')
+"""Last words of variables that only say where or which a secret is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +70,8 @@ class Job:
   spot: bool = False
 
   def __post_init__(self):
+    for field in ('name', 'config', 'image', 'bucket', 'volume', 'workdir'):
+      check_text(field, getattr(self, field))
     # Pods are called NAME-slice-0-0-abcde, and names of hosts have 63 letters at most.
     if not re.fullmatch(r'[a-z]([a-z0-9-]{0,38}[a-z0-9])?', self.name):
       raise ValueError(
@@ -90,13 +100,36 @@ class Job:
         f'bucket is {self.bucket!r}; expected gs://NAME without a folder, as folders'
         ' are named in workdir and in overrides.'
       )
+    if not re.fullmatch('[A-Za-z0-9._/:@#-]*', self.image):
+      raise ValueError(
+        f'image is {self.image!r}; expected letters, digits and ._/:@#- only.'
+      )
+    if self.volume and not re.fullmatch(KUBERNETES_NAME, self.volume):
+      raise ValueError(
+        f'volume is {self.volume!r}; expected the name of a claim, of lower-case'
+        " letters, digits, '-' and '.'."
+      )
+    self._check_workdir()
     for override in self.overrides:
+      check_text('an override', override)
       if not re.fullmatch(r'[A-Za-z_][\w.]*=(?s:.*)', override):
         raise ValueError(
           f'override {override!r}; expected field=value, such as train.steps=1000.'
         )
     for name, value in self.environment.items():
       _check_variable(name, value)
+
+  def _check_workdir(self) -> None:
+    if '..' in pathlib.PurePosixPath(self.workdir).parts:
+      raise ValueError(
+        f"workdir is {self.workdir!r}; expected a folder without '..' in its path."
+      )
+    outside = self.workdir.startswith('/') and not self.workdir.startswith(f'{MOUNT}/')
+    if outside and (self.bucket or self.volume):
+      raise ValueError(
+        f'workdir is {self.workdir!r}, outside of the bucket or volume; expected a'
+        f' relative folder, or one below {MOUNT}.'
+      )
 
   @property
   def directory(self) -> str:
@@ -154,6 +187,32 @@ class Job:
         )
 
 
+def check_text(name: str, text: str) -> None:
+  """Refuses line breaks and other control characters, which end lines of scripts.
+
+  Raises:
+    ValueError: there is one; names it, but not the text, which may be a secret.
+  """
+  if found := re.search(r'[\x00-\x1f\x7f-\x9f\u2028\u2029]', text):
+    raise ValueError(
+      f'{name} holds {found[0]!r}; expected one line, without control characters.'
+    )
+
+
+def check_setup(setup: str) -> None:
+  """Refuses a line of shell that would take what follows it along.
+
+  Raises:
+    ValueError: its quotes are not balanced, or it ends in a backslash.
+  """
+  try:
+    shlex.split(setup, comments=True)
+  except ValueError as error:
+    raise ValueError(
+      f'setup is {setup!r}; expected a whole line of shell: {error}.'
+    ) from None
+
+
 def _check_variable(name: str, value: str | None) -> None:
   if not re.fullmatch(r'[A-Za-z_]\w*', name, re.ASCII):
     raise ValueError(f'environment variable {name!r}; expected letters, digits, _.')
@@ -163,16 +222,19 @@ def _check_variable(name: str, value: str | None) -> None:
     raise ValueError(
       f'environment variable {name} is {value!r}; expected text, so quote it in YAML.'
     )
+  check_text(f'environment variable {name}', value)
+  words = name.upper().split('_')
+  secret = 'PASS' in words or any(word.endswith(_SECRET_WORDS) for word in words)
   if value.startswith(SECRET):
     if not re.fullmatch(r'secret:[\w.-]+/[\w.-]+', value):
       raise ValueError(
         f'environment variable {name} is {value!r}; expected secret:NAME/KEY.'
       )
-  elif any(word.endswith(_SECRET_WORDS) for word in name.upper().split('_')):
+  elif secret and words[-1] not in _NO_SECRETS and not value.startswith('/'):
     raise ValueError(
       f'environment variable {name} looks like a secret, and its value would stand in'
-      f' files; expected {name}=secret:NAME/KEY, or {name} alone to take the value of'
-      ' where the job is started.'
+      f' files; expected {name}=secret:NAME/KEY if the target keeps secrets, as gke and'
+      f' queued-resource do, else {name} alone to take the value that it has there.'
     )
 
 
@@ -210,6 +272,10 @@ def from_dict(values: Mapping[str, Any]) -> Job:
   made['topology'] = topology_lib.parse(values['topology'])
   overrides = values.get('overrides', ())
   if isinstance(overrides, Mapping):
+    if empty := [name for name, value in overrides.items() if value is None]:
+      raise ValueError(
+        f"override {empty[0]} has no value; give one, in quotes if it is 'None'."
+      )
     overrides = [f'{name}={value}' for name, value in overrides.items()]
   made['overrides'] = tuple(map(str, _sequence('overrides', overrides)))
   environment = values.get('environment', {})
@@ -231,12 +297,17 @@ def read(path: pathlib.Path) -> dict[str, Any]:
 
   Raises:
     FileNotFoundError: there is no such file.
+    IsADirectoryError: it is a folder.
     ValueError: it is no object of fields.
   """
   try:
     values = yaml.safe_load(path.read_text('utf-8'))
   except FileNotFoundError:
     raise FileNotFoundError(f'--job={path}: there is no such file.') from None
+  except IsADirectoryError:
+    raise IsADirectoryError(
+      f'--job={path} is a folder; expected a file, such as {path}/job.json.'
+    ) from None
   except (yaml.YAMLError, UnicodeDecodeError) as error:
     raise ValueError(f'--job={path} is no YAML or JSON: {error}.') from error
   if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
@@ -244,9 +315,15 @@ def read(path: pathlib.Path) -> dict[str, Any]:
   return values
 
 
-def to_json(job: Job) -> str:
-  """All fields, as `read` and `from_dict` take them back."""
+def to_json(job: Job, options: Mapping[str, Any] | None = None) -> str:
+  """All fields, as `read` and `from_dict` take them back.
+
+  Args:
+    job: what has them.
+    options: of targets, by the name of the target; `from_dict` knows none of them.
+  """
   values = {field.name: getattr(job, field.name) for field in dataclasses.fields(job)}
   values['topology'] = str(job.topology)
   values['environment'] = dict(job.environment)
+  values |= options or {}
   return json.dumps(values, indent=2, ensure_ascii=False) + '\n'

@@ -8,7 +8,7 @@ import re
 import shlex
 
 from launch import restarts
-from launch.job import MOUNT, SECRET, Job
+from launch.job import MOUNT, SECRET, Job, check_setup
 
 _BODY = pathlib.Path(__file__).with_name('queued_resource_body.sh')
 
@@ -42,6 +42,7 @@ class Options:
         )
     if self.reserved not in ('yes', 'no'):
       raise ValueError(f'reserved is {self.reserved!r}; expected yes or no.')
+    check_setup(self.setup)
 
 
 HEADER = """\
@@ -80,10 +81,16 @@ def render(job: Job, options: Options) -> dict[str, str]:
     File names and contents.
 
   Raises:
-    ValueError: the job lacks an image, has no TPUs, or gives a secret by its value.
+    ValueError: the job lacks an image or a bucket, has no TPUs, or has a variable that
+      a TPU VM cannot have.
   """
-  job.require('queued-resource', 'image')
   job.refuse('queued-resource', volume='')
+  job.require('queued-resource', 'image', 'bucket')
+  if job.spot and options.reserved == 'yes':
+    raise ValueError(
+      "spot is True and reserved 'yes'; expected one of them, as reserved slices are"
+      ' not taken away.'
+    )
   for name in ('project', 'zone'):
     if not getattr(options, name):
       raise ValueError(
@@ -131,14 +138,13 @@ def _start(job: Job, options: Options) -> str:
     'docker run --detach --privileged --net=host --ipc=host --init',
     f'--name={job.name}',
     f'--stop-timeout={job.grace_seconds}',
+    f'--volume={MOUNT}:{MOUNT}',
   ]
-  if job.bucket:
-    lines += [
-      f'sudo mkdir -p {MOUNT}',
-      f'mountpoint -q {MOUNT} ||',
-      f'  sudo gcsfuse --implicit-dirs {job.bucket.removeprefix("gs://")} {MOUNT}',
-    ]
-    run.append(f'--volume={MOUNT}:{MOUNT}')
+  lines += [
+    f'sudo mkdir -p {MOUNT}',
+    f'mountpoint -q {MOUNT} ||',
+    f'  sudo gcsfuse --implicit-dirs {job.bucket.removeprefix("gs://")} {MOUNT}',
+  ]
   secrets = []
   for name, value in job.environment.items():
     if value is None:

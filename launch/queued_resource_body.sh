@@ -39,19 +39,40 @@ delete() {
   tpus delete "$name" --force --quiet
 }
 
-# Returns once the slices are there, after whatever it takes.
+# Returns once the slices are there, however often they are taken away. Gives up after
+# ten requests in a row that were refused or failed.
 ensure_active() {
-  while true; do
-    case $(state) in
+  local now refused=0 failed=0
+  while ((refused + failed < 10)); do
+    now=$(state)
+    # One that is there was not refused; only the connection was gone.
+    [[ -z $now ]] || refused=0
+    case $now in
       ACTIVE) return ;;
-      '') create || sleep "$poll_seconds" ;;
-      FAILED | SUSPENDING | SUSPENDED)
+      '')
+        create || {
+          refused=$((refused + 1))
+          sleep "$poll_seconds"
+        }
+        ;;
+      FAILED)
+        failed=$((failed + 1))
+        echo 'The request failed; requesting the slices again.' >&2
+        tpus describe "$name" --format='yaml(state)' >&2
+        delete
+        sleep "$poll_seconds"
+        ;;
+      SUSPENDING | SUSPENDED)
+        failed=0
         echo 'The slices were taken away; requesting them again.'
         delete || sleep "$poll_seconds"
         ;;
       *) sleep "$poll_seconds" ;;
     esac
   done
+  echo "Gave up after 10 requests without a slice; the cause is above. Mend it and call" \
+    "'$0 up' again." >&2
+  return 1
 }
 
 # One line a host: what its container does, and its exit code.
@@ -88,7 +109,7 @@ clear_all() {
 up() {
   local failures=0
   while true; do
-    ensure_active
+    ensure_active || return
     case $(look) in
       new)
         echo "Starting on $hosts hosts."

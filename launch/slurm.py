@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 import re
 import shlex
 
 from launch import restarts
-from launch.job import SECRET, Job
+from launch.job import SECRET, Job, check_setup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Options:
     time: limit of one allocation, such as `24:00:00`.
     cpus_per_task: processor cores of each process; 0 leaves it to the cluster.
     setup: a line of shell that runs first, such as `source .venv/bin/activate`.
+    mounts: folders that a container sees besides the one where `sbatch` is called, with
+      commas between them, such as `/shared,/scratch`.
   """
 
   partition: str = ''
@@ -28,6 +31,7 @@ class Options:
   time: str = '24:00:00'
   cpus_per_task: int = 0
   setup: str = ''
+  mounts: str = ''
 
   def __post_init__(self):
     for name in ('partition', 'account'):
@@ -41,6 +45,17 @@ class Options:
       raise ValueError(
         f'cpus_per_task is {self.cpus_per_task}; expected a number, 0 or more.'
       )
+    check_setup(self.setup)
+    if not re.fullmatch(r'(/[\w./-]+(,/[\w./-]+)*)?', self.mounts):
+      raise ValueError(
+        f'mounts is {self.mounts!r}; expected absolute folders with commas between'
+        ' them, such as /shared,/scratch.'
+      )
+
+  @property
+  def folders(self) -> list[str]:
+    """The folders of `mounts`."""
+    return self.mounts.split(',') if self.mounts else []
 
 
 SCRIPT = """\
@@ -121,9 +136,11 @@ def render(job: Job, options: Options) -> dict[str, str]:
   # One that dies takes the others along; otherwise they would wait for it.
   srun = ['--kill-on-bad-exit=1']
   if job.image:
+    _check_seen(job, options)
+    mounts = ['"$PWD:$PWD"', *(f'{folder}:{folder}' for folder in options.folders)]
     srun += [
       f'--container-image={shlex.quote(job.image)}',
-      '--container-mounts="$PWD:$PWD"',
+      f'--container-mounts={",".join(mounts)}',
       '--container-workdir="$PWD"',
     ]
   text = SCRIPT.format(
@@ -140,6 +157,21 @@ def render(job: Job, options: Options) -> dict[str, str]:
   return {f'{job.name}.sbatch': text}
 
 
+def _check_seen(job: Job, options: Options) -> None:
+  """Refuses folders that a container does not see."""
+  here = pathlib.Path.cwd()
+  seen = [str(here), *options.folders]
+  used = {'workdir': job.workdir}
+  used |= dict(override.split('=', 1) for override in job.overrides)
+  for name in ('workdir', 'data.path'):
+    path = pathlib.Path(os.path.normpath(used.get(name, '')))
+    if path.is_absolute() and not any(path.is_relative_to(folder) for folder in seen):
+      raise ValueError(
+        f'{name} is {used[name]!r}, which the container does not see; expected it below'
+        f' {here} or a folder of mounts. Give --mounts.'
+      )
+
+
 def _prologue(job: Job, options: Options) -> str:
   """Variables and the setup, as lines of shell."""
   lines = []
@@ -154,7 +186,7 @@ def _prologue(job: Job, options: Options) -> str:
     else:
       lines.append(f'export {name}={shlex.quote(value)}')
   if options.setup:
-    lines.append(f'{{ {options.setup}; }} || exit')
+    lines.append(f'{{\n  {options.setup}\n}} || exit')
   return '\n'.join(['', *lines, '']) if lines else ''
 
 

@@ -63,7 +63,6 @@ def pod(found):
     {'slices': 1, 'topology': 'v5e:1x1'},
     {'slices': 4, 'topology': 'v6e:16x16', 'spot': True},
     {'bucket': '', 'volume': 'claim', 'environment': {}},
-    {'bucket': ''},
   ],
   ids=str,
 )
@@ -155,6 +154,8 @@ def test_storage_is_a_bucket_or_a_claim():
   ('changes', 'why'),
   [
     ({'image': ''}, 'image is empty'),
+    ({'bucket': ''}, 'bucket and volume are empty'),
+    ({'environment': {'A': 'secret:My_own/key'}}, 'as Kubernetes has it'),
     ({'topology': 'gpu:2x8', 'slices': 1}, 'has no TPUs'),
     ({'topology': 'v5e:2x4'}, 'several hosts'),
     ({'environment': {'HF_TOKEN': None}}, 'HF_TOKEN=secret:NAME/KEY'),

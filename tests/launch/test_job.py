@@ -47,7 +47,8 @@ def test_the_command_is_one_that_can_be_given_again_and_again():
     ({'workdir': 'w'}, 'w'),
     ({'bucket': 'gs://mine'}, '/mnt/composer/runs/base'),
     ({'volume': 'claim', 'workdir': 'w'}, '/mnt/composer/w'),
-    ({'bucket': 'gs://mine', 'workdir': '/w'}, '/w'),
+    ({'bucket': 'gs://mine', 'workdir': '/mnt/composer/w'}, '/mnt/composer/w'),
+    ({'workdir': '/w'}, '/w'),
   ],
 )
 def test_a_run_is_kept_where_there_is_storage(fields, directory):
@@ -79,6 +80,14 @@ def test_a_run_is_kept_where_there_is_storage(fields, directory):
     ({'environment': {'A-B': 'c'}}, "variable 'A-B'"),
     ({'environment': {'A': 1}}, 'A is 1; expected text'),
     ({'environment': {'A': 'secret:hf'}}, 'secret:NAME/KEY'),
+    ({'image': 'a image'}, "image is 'a image'"),
+    ({'image': 'a$(b)'}, 'expected letters, digits and'),
+    ({'volume': 'My_claim'}, "volume is 'My_claim'"),
+    ({'workdir': 'a/../../b'}, "without '..'"),
+    ({'workdir': '/..'}, "without '..'"),
+    ({'bucket': 'gs://mine', 'workdir': '/w'}, 'one below /mnt/composer'),
+    ({'volume': 'v', 'workdir': '/mnt/composers/w'}, 'one below /mnt/composer'),
+    ({'overrides': {'data.path': None}}, 'override data.path has no value'),
   ],
 )
 def test_a_bad_field_is_named_with_what_was_expected(fields, why):
@@ -87,8 +96,29 @@ def test_a_bad_field_is_named_with_what_was_expected(fields, why):
 
 
 @pytest.mark.parametrize(
+  ('fields', 'why'),
+  [
+    ({'name': 'base\n'}, 'name holds'),
+    ({'config': 'c.py\nrm'}, 'config holds'),
+    ({'workdir': 'a\nb'}, 'workdir holds'),
+    ({'image': 'a\x1b'}, 'image holds'),
+    ({'volume': 'v\n'}, 'volume holds'),
+    ({'bucket': 'gs://mine\n'}, 'bucket holds'),
+    ({'overrides': ['data.path=a\rb']}, 'override holds'),
+    ({'environment': {'A': 'b\nc'}}, 'variable A holds'),
+  ],
+)
+def test_what_would_end_a_line_of_a_script_is_refused(fields, why):
+  with pytest.raises(ValueError, match=f'{why} .*expected one line'):
+    job_lib.from_dict(LEAST | fields)
+
+
+@pytest.mark.parametrize(
   'name',
-  ['HF_TOKEN', 'WANDB_API_KEY', 'AWS_SECRET_ACCESS_KEY', 'DB_PASSWORD', 'APIKEY'],
+  [
+    *('HF_TOKEN', 'WANDB_API_KEY', 'AWS_SECRET_ACCESS_KEY', 'DB_PASSWORD', 'APIKEY'),
+    *('AWS_CREDENTIALS', 'MY_CREDENTIAL', 'SSH_PASSPHRASE', 'DB_PASS'),
+  ],
 )
 def test_secrets_are_refused_by_their_value_and_taken_by_reference(name):
   with pytest.raises(ValueError, match=f'{name} looks like a secret') as refusal:
@@ -100,7 +130,10 @@ def test_secrets_are_refused_by_their_value_and_taken_by_reference(name):
 
 
 def test_ordinary_variables_are_not_taken_for_secrets():
-  words = {'TOKENIZERS_PARALLELISM': 'false', 'KEYS_PER_FILE': '3'}
+  words = {'TOKENIZERS_PARALLELISM': 'false', 'KEYS_PER_FILE': '3', 'BYPASS': '1'}
+  last = ('HF_TOKEN_PATH', 'API_KEY_FILE', 'AWS_ACCESS_KEY_ID', 'SECRET_DIR')
+  words |= dict.fromkeys(last, 'x')
+  words['GOOGLE_APPLICATION_CREDENTIALS'] = '/etc/account.json'
   assert job_lib.from_dict({**LEAST, 'environment': words}).environment == words
 
 
@@ -120,3 +153,5 @@ def test_a_file_that_is_no_job_is_named(tmp_path, text, why):
   assert str(path) in str(refusal.value)
   with pytest.raises(FileNotFoundError, match='no such file'):
     job_lib.read(tmp_path / 'absent.yaml')
+  with pytest.raises(IsADirectoryError, match='is a folder; expected a file'):
+    job_lib.read(tmp_path)

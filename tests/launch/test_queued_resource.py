@@ -29,7 +29,7 @@ def script(options=(), **changes):
 
 @pytest.mark.parametrize(
   'changes',
-  [{}, {'slices': 3}, {'bucket': '', 'environment': {}, 'spot': False}],
+  [{}, {'slices': 3}, {'environment': {}, 'spot': False}],
   ids=str,
 )
 def test_scripts_pass_shellcheck(shellcheck, changes):
@@ -55,7 +55,13 @@ GCLOUD = r"""
 echo "$*" >>"$FOLDER/calls"
 case "$*" in
   *"queued-resources describe"*) cat "$FOLDER/state" 2>/dev/null ;;
-  *"queued-resources create"*) echo ACTIVE >"$FOLDER/state" ;;
+  *"queued-resources create"*)
+    # A line for each request of how it ends; if there is none, well.
+    end=$(head -n 1 "$FOLDER/requests" 2>/dev/null)
+    sed -i 1d "$FOLDER/requests" 2>/dev/null
+    [[ $end != refused ]] || exit 1
+    echo "${end:-ACTIVE}" >"$FOLDER/state"
+    ;;
   *"queued-resources delete"*) rm "$FOLDER/state" ;;
   *"docker inspect"*)
     [[ -s $FOLDER/look ]] || { echo 'too many looks' >&2; kill "$PPID"; exit 1; }
@@ -76,11 +82,13 @@ BUSY = 'running 0,running 0,running 0,running 0'
 DONE = 'exited 0,exited 0,exited 0,exited 0'
 
 
-def up(programs, *looks, slices=1, verb='up'):
+def up(programs, *looks, slices=1, verb='up', requests=()):
   environment = programs(gcloud=GCLOUD)
   folder = environment['FOLDER']
   with open(f'{folder}/look', 'w') as file:
     file.writelines(f'{look}\n' for look in looks)
+  with open(f'{folder}/requests', 'w') as file:
+    file.writelines(f'{end}\n' for end in requests)
   done = subprocess.run(
     ['bash', '-c', script(slices=slices), 'base.sh', verb],
     env=environment | {'POLL_SECONDS': '0'},
@@ -138,6 +146,21 @@ def test_slices_that_were_taken_away_are_requested_again(programs):
   assert sum('queued-resources create' in call for call in lines('calls')) == 2
 
 
+@pytest.mark.parametrize('end', ['refused', 'FAILED'])
+def test_requests_that_come_to_nothing_are_given_up(programs, end):
+  done, lines = up(programs, requests=[end] * 11)
+  assert done.returncode == 1
+  assert 'Gave up after 10 requests' in done.stderr
+  assert len(lines('requests')) == 1
+
+
+def test_slices_that_are_taken_away_ten_times_are_not_given_up(programs):
+  ends = ['refused', 'FAILED', *['SUSPENDED'] * 11, *['FAILED'] * 8]
+  done, lines = up(programs, NEW, DONE, requests=ends)
+  assert done.returncode == 0, done.stderr
+  assert lines('requests') == []
+
+
 def test_a_host_that_does_not_answer_is_waited_for(programs):
   done, lines = up(programs, NEW, 'running 0,running 0,running 0', BUSY, DONE)
   assert done.returncode == 0
@@ -180,7 +203,10 @@ def test_verbs_that_there_are_not_are_refused(programs):
     ({'project': ''}, {}, 'project is empty'),
     ({'zone': 'a b'}, {}, "zone is 'a b'"),
     ({'reserved': 'maybe'}, {}, "reserved is 'maybe'"),
+    ({'reserved': 'yes'}, {'spot': True}, "spot is True and reserved 'yes'"),
+    ({'setup': "echo it's"}, {}, 'setup is .*No closing quotation'),
     ({}, {'image': ''}, 'image is empty'),
+    ({}, {'bucket': ''}, 'bucket is empty'),
     ({}, {'topology': 'gpu:2x8'}, 'has no TPUs'),
     ({}, {'bucket': '', 'volume': 'claim'}, 'volume is'),
     ({}, {'environment': {'HF_TOKEN': None}}, 'secret:hf_token/latest'),

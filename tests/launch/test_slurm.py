@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pathlib
 import re
 import subprocess
 
@@ -30,7 +31,11 @@ def script(options=None, **changes):
   [
     ({}, {}),
     ({'partition': 'gpu', 'setup': 'module load cuda'}, {'environment': {}}),
-    ({'cpus_per_task': 8}, {'image': 'registry.example/composer-jax:1'}),
+    ({'setup': 'cd src;  # It is there.'}, {}),
+    (
+      {'cpus_per_task': 8, 'mounts': '/shared,/data'},
+      {'image': 'registry.example/composer-jax:1'},
+    ),
     ({}, {'topology': 'cpu:2'}),
   ],
 )
@@ -59,6 +64,22 @@ def test_directives_ask_for_a_process_a_gpu_notice_and_requeueing():
   assert not any(
     a.startswith('gpus') for a in re.findall('#SBATCH --(.*)', script(topology='cpu:2'))
   )
+
+
+def test_a_container_sees_the_folders_of_the_run():
+  text = script({'mounts': '/shared,/data'}, image='i', workdir='/data/runs')
+  assert '--container-mounts="$PWD:$PWD",/shared:/shared,/data:/data ' in text
+  here = pathlib.Path.cwd()
+  overrides = ['data.path=/elsewhere', f'data.path={here}/data']
+  assert '"$PWD:$PWD" ' in script(image='i', workdir=f'{here}/w', overrides=overrides)
+
+
+def test_a_setup_may_end_in_a_comment_and_stops_the_job_if_it_fails(programs):
+  text = script({'setup': 'false;  # Not today.'})
+  environment = programs(srun='touch "$FOLDER/srun"') | {'HF_TOKEN': 'a'}
+  done = subprocess.run(['bash', '-c', text], env=environment, capture_output=True)
+  assert done.returncode == 1 and done.stderr == b''
+  assert not pathlib.Path(environment['FOLDER'], 'srun').exists()
 
 
 def run(programs, codes, **variables):
@@ -135,11 +156,22 @@ def test_a_variable_to_pass_through_has_to_be_there(programs):
     ({'spot': True}, 'spot is True'),
     ({'topology': 'v5e:4x4'}, 'takes gpu:NODESxGPUS'),
     ({'environment': {'HF_TOKEN': 'secret:hf/token'}}, 'Slurm keeps no secrets'),
+    ({'image': 'i'}, "data.path is '/shared/my data', which the container"),
+    ({'image': 'i', 'overrides': [], 'workdir': '/w'}, "workdir is '/w'.*--mounts"),
+    ({'image': 'i', 'overrides': ['data.path=/a/../b']}, "data.path is '/a/../b'"),
   ],
 )
 def test_what_cannot_be_run_there_is_refused(changes, why):
   with pytest.raises(ValueError, match=why):
     script(**changes)
-  for bad in ({'partition': 'a b'}, {'time': 'soon'}, {'cpus_per_task': -1}):
+  for bad in (
+    {'partition': 'a b'},
+    {'time': 'soon'},
+    {'cpus_per_task': -1},
+    {'mounts': 'shared'},
+    {'mounts': '/a:/b'},
+    {'setup': 'echo "a'},
+    {'setup': 'cd a \\'},
+  ):
     with pytest.raises(ValueError, match=f'{next(iter(bad))} is'):
       script(bad)
