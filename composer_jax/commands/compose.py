@@ -263,8 +263,8 @@ def main(argv: list[str]) -> int:
     for flag, chosen in (('strength', strengths), ('window', windows)):
       if idle := chosen.keys() - followed:
         raise ValueError(
-          f'--{flag} names {min(idle)}, which the image does not follow; expected any of'
-          f' {", ".join(sorted(followed)) or "none"}.'
+          f'--{flag} names {min(idle)}, which the image does not follow; expected any'
+          f' of {", ".join(sorted(followed)) or "none"}.'
         )
     recipe = recipes.Recipe(
       model=composer.fingerprint,
