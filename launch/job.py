@@ -120,15 +120,13 @@ class Job:
       _check_variable(name, value)
 
   def _check_workdir(self) -> None:
-    if '..' in pathlib.PurePosixPath(self.workdir).parts:
-      raise ValueError(
-        f"workdir is {self.workdir!r}; expected a folder without '..' in its path."
-      )
-    outside = self.workdir.startswith('/') and not self.workdir.startswith(f'{MOUNT}/')
-    if outside and (self.bucket or self.volume):
+    """Refuses a folder that is not in the bucket or volume, if there is one."""
+    path = pathlib.PurePosixPath(self.workdir)
+    outside = path.is_absolute() and not path.is_relative_to(MOUNT)
+    if (self.bucket or self.volume) and (outside or '..' in path.parts):
       raise ValueError(
         f'workdir is {self.workdir!r}, outside of the bucket or volume; expected a'
-        f' relative folder, or one below {MOUNT}.'
+        f" relative folder, or one below {MOUNT}, without '..'."
       )
 
   @property

@@ -72,28 +72,59 @@ def read(path: pathlib.Path, extra: Sequence[str] = ()) -> Sweep:
   Raises:
     ValueError: the file is no sweep, or a space in it is none; names it.
   """
-  get_config = runpy.run_path(str(path)).get('get_config')
+  given = _given(path)
+  try:
+    return _sweep(given, extra)
+  except ValueError as error:
+    raise ValueError(f'{path}: {error}') from error
+
+
+def _given(path: pathlib.Path) -> Mapping[str, Any]:
+  """What `get_config()` of a file returns."""
+  try:
+    get_config = runpy.run_path(str(path)).get('get_config')
+    given = get_config() if get_config else None
+  except Exception as error:  # Whatever the file's own code raises.
+    cause = ' '.join(str(error).split())
+    raise ValueError(
+      f'{path} cannot be read; {type(error).__name__}: {cause}.'
+    ) from error
   if get_config is None:
     raise ValueError(f'{path} has no function get_config(); see configs/sweeps/.')
-  given = dict(get_config())
+  if not isinstance(given, Mapping):
+    raise ValueError(
+      f'{path}: get_config() returns {given!r}; expected a dict, see configs/sweeps/.'
+    )
+  return given
+
+
+def _sweep(given: Mapping[str, Any], extra: Sequence[str]) -> Sweep:
+  """The sweep that a file describes, with `field=value` that all its runs set."""
   if unknown := [name for name in given if name not in FIELDS]:
     raise ValueError(
-      f'{path}: {unknown[0]!r} is no field of a sweep; expected {", ".join(FIELDS)}.'
+      f'{unknown[0]!r} is no field of a sweep; expected {", ".join(FIELDS)}.'
     )
-  if not isinstance(given.get('config'), str):
+  given = {name: _plain(name, value) for name, value in given.items()}
+  if not isinstance(config := given.get('config'), str):
     raise ValueError(
-      f'{path}: config is {given.get("config")!r}; expected a config file, such as'
-      ' configs/demo/base.py.'
+      f'config is {config!r}; expected a config file, such as configs/demo/base.py.'
     )
+  if not isinstance(metric := given.get('metric', 'loss'), str):
+    raise ValueError(f'metric is {metric!r}; expected a name, such as loss.')
   if (goal := given.get('goal', 'min')) not in ('min', 'max'):
-    raise ValueError(f'{path}: goal is {goal!r}; expected min or max.')
-  try:
-    points = list(_points(given))
-  except (ValueError, TypeError, AttributeError, KeyError) as error:
-    raise ValueError(f'{path}: {error}') from error
+    raise ValueError(f'goal is {goal!r}; expected min or max.')
+  points = list(_points(given))
   if not points:
-    raise ValueError(f'{path} has no runs; expected one of {", ".join(SPACES)}.')
-  fixed = [f'{k}={_flag(v)}' for k, v in dict(given.get('overrides', {})).items()]
+    raise ValueError(f'the sweep has no runs; expected one of {", ".join(SPACES)}.')
+  varied = {field for point in points for field in point}
+  for word in extra:
+    if (field := word.partition('=')[0]) in varied:
+      raise ValueError(
+        f'--config.{word} is given, and the sweep varies {field}; leave out one of'
+        ' them.'
+      )
+  overrides = _fields('overrides', given.get('overrides') or {})
+  fixed = [f'{field}={_flag(value)}' for field, value in overrides.items()]
   units = tuple(
     Unit(
       _name(index, point),
@@ -102,39 +133,80 @@ def read(path: pathlib.Path, extra: Sequence[str] = ()) -> Sweep:
     )
     for index, point in enumerate(points)
   )
-  return Sweep(given['config'], given.get('metric', 'loss'), goal, units)
+  return Sweep(config, metric, goal, units)
 
 
-def _points(given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _plain(where: str, value: Any) -> Any:
+  """A value as flags and JSON can hold it, so with NumPy's numbers as Python's."""
+  if hasattr(value, 'tolist'):
+    value = value.tolist()
+  if isinstance(value, Mapping):
+    if wrong := [field for field in value if not isinstance(field, str)]:
+      raise ValueError(f'{where} has the field {wrong[0]!r}; expected text.')
+    return {field: _plain(f'{where}[{field!r}]', v) for field, v in value.items()}
+  if isinstance(value, list | tuple):
+    made = [_plain(f'{where}[{index}]', v) for index, v in enumerate(value)]
+    return made if isinstance(value, list) else tuple(made)
+  if value is None or isinstance(value, str | int | float):
+    return value
+  raise ValueError(
+    f'{where} is {value!r}; expected a number, text, True, False, None, or a list.'
+  )
+
+
+def _fields(where: str, value: Any) -> Mapping[str, Any]:
+  if not isinstance(value, Mapping):
+    raise ValueError(f'{where} is {value!r}; expected a dict of fields.')
+  return value
+
+
+def _points(given: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
   """The fields of each run."""
-  for index, point in enumerate(given.get('explicit', ())):
-    if not isinstance(point, Mapping):
-      raise ValueError(f'explicit[{index}] is {point!r}; expected a dict of fields.')
-    yield dict(point)
-  grid = given.get('grid', {})
+  explicit = given.get('explicit') or []
+  if not isinstance(explicit, list | tuple):
+    raise ValueError(f'explicit is {explicit!r}; expected a list of dicts of fields.')
+  for index, point in enumerate(explicit):
+    if (first := explicit.index(point)) < index:
+      raise ValueError(
+        f'explicit[{first}] and explicit[{index}] are both {point!r}; leave out one of'
+        ' them.'
+      )
+    yield _fields(f'explicit[{index}]', point)
+  grid = _fields('grid', given.get('grid') or {})
   for field, values in grid.items():
     if not isinstance(values, list | tuple) or not values:
       raise ValueError(f'grid[{field!r}] is {values!r}; expected a list of values.')
   if grid:
     for values in itertools.product(*grid.values()):
       yield dict(zip(grid, values, strict=True))
-  if drawn := given.get('random'):
-    if unknown := set(drawn) ^ {'count', 'seed', 'fields'}:
-      raise ValueError(
-        f'random has {", ".join(drawn)}; expected count, seed and fields, so look at'
-        f' {sorted(unknown)[0]}.'
-      )
-    generator = random.Random(drawn['seed'])
-    for _ in range(drawn['count']):
-      yield {f: _draw(generator, f, draw) for f, draw in drawn['fields'].items()}
+  if drawn := _fields('random', given.get('random') or {}):
+    yield from _draws(drawn)
 
 
-def _draw(generator: random.Random, field: str, draw: Sequence[Any]) -> Any:
-  kind, *arguments = draw
+def _draws(drawn: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+  if unknown := set(drawn) ^ {'count', 'seed', 'fields'}:
+    raise ValueError(
+      f'random has {", ".join(drawn)}; expected count, seed and fields, so look at'
+      f' {sorted(unknown)[0]}.'
+    )
+  count, seed = drawn['count'], drawn['seed']
+  if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+    raise ValueError(f'random.count is {count!r}; expected a number, 1 or more.')
+  if not isinstance(seed, int | float | str):
+    raise ValueError(f'random.seed is {seed!r}; expected a number.')
+  fields = _fields('random.fields', drawn['fields'])
+  generator = random.Random(seed)
+  for _ in range(count):
+    yield {field: _draw(generator, field, draw) for field, draw in fields.items()}
+
+
+def _draw(generator: random.Random, field: str, draw: Any) -> Any:
+  kind, *arguments = draw if isinstance(draw, list | tuple) and draw else [None]
   if kind == 'choice' and arguments:
     return generator.choice(arguments)
-  if kind in ('uniform', 'log_uniform') and len(arguments) == 2:
-    low, high = arguments
+  numbers = [a for a in arguments if isinstance(a, int | float) and math.isfinite(a)]
+  if kind in ('uniform', 'log_uniform') and len(numbers) == len(arguments) == 2:
+    low, high = numbers
     if low < high and (kind == 'uniform' or low > 0):
       if kind == 'log_uniform':
         drawn = math.exp(generator.uniform(math.log(low), math.log(high)))

@@ -1,10 +1,10 @@
 """Sixteen draws of the optimiser's settings for the paper's base model, 20,000 steps.
 
-One job a run on a slice of 16 chips; the two explicit runs are what the paper's config
+One job a run on a slice of 32 chips; the two explicit runs are what the paper's config
 says, with two seeds, to know how much of a difference is chance.
 
 Run:    composer-jax sweep --config configs/sweeps/base64_random.py \
-            --out runs/base64_random --target gke --topology v5p:2x2x4 \
+            --out runs/base64_random --target gke --topology v5p:2x4x4 \
             --image REGISTRY/composer-jax:1 --bucket gs://mine \
             --config.data.path=/mnt/composer/data/full
 """

@@ -99,6 +99,25 @@ def test_spaces_can_be_had_together(tmp_path):
     ("{'config': 'c.py', 'grid': {'a': []}}", r"grid\['a'\] is \[\]"),
     ("{'config': 'c.py', 'explicit': [3]}", r'explicit\[0\] is 3'),
     ("{'config': 'c.py', 'random': {'count': 3, 'seed': 0}}", 'look at fields'),
+    ("['config']", r"returns \['config'\]; expected a dict"),
+    ('None', 'returns None; expected a dict'),
+    ('{}[1]', 'KeyError: 1'),
+    ('(', 'SyntaxError'),
+    ("__import__('absent_module')", 'ModuleNotFoundError.*absent_module'),
+    ("{'config': 'c.py', 'grid': [{'a': [1]}]}", r"grid is \[\{'a': \[1\]\}\]"),
+    ("{'config': 'c.py', 'grid': {1: [1]}}", 'grid has the field 1'),
+    ("{'config': 'c.py', 'grid': {'a': [{2}]}}", r"grid\['a'\]\[0\] is \{2\}"),
+    ("{'config': 'c.py', 'explicit': {'a': 1}}", r"explicit is \{'a': 1\}"),
+    (
+      "{'config': 'c.py', 'explicit': [{'a': 1}, {'a': 2}, {'a': 1}]}",
+      r"explicit\[0\] and explicit\[2\] are both \{'a': 1\}",
+    ),
+    (
+      "{'config': 'c.py', 'explicit': [{}], 'overrides': ['a=1']}",
+      r"overrides is \['a=1'\]; expected a dict",
+    ),
+    ("{'config': 'c.py', 'explicit': [{}], 'metric': None}", 'metric is None'),
+    ("{'config': 'c.py', 'random': [3]}", r'random is \[3\]'),
     (
       "{'config': 'c.py', 'random': {'count': 1, 'seed': 0,"
       " 'fields': {'a': ('log_uniform', 0, 1)}}}",
@@ -115,6 +134,55 @@ def test_what_is_no_sweep_is_refused_with_its_file(tmp_path, text, why):
   with pytest.raises(ValueError, match=why) as refusal:
     read(tmp_path, text)
   assert 'sweep.py' in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+  ('random', 'why'),
+  [
+    ("'count': '3', 'seed': 0, 'fields': {}", "random.count is '3'"),
+    ("'count': -1, 'seed': 0, 'fields': {}", 'random.count is -1'),
+    ("'count': 1, 'seed': None, 'fields': {}", 'random.seed is None'),
+    ("'count': 1, 'seed': 0, 'fields': ['a']", r"random.fields is \['a'\]"),
+    ("'count': 1, 'seed': 0, 'fields': {'a': ()}", r"fields\['a'\] is \(\)"),
+    ("'count': 1, 'seed': 0, 'fields': {'a': 2}", r"fields\['a'\] is 2"),
+    (
+      "'count': 1, 'seed': 0, 'fields': {'a': ('uniform', '1', '2')}",
+      r"fields\['a'\] is \('uniform', '1', '2'\)",
+    ),
+  ],
+)
+def test_draws_that_cannot_be_made_are_refused(tmp_path, random, why):
+  with pytest.raises(ValueError, match=f'sweep.py: .*{why}; expected'):
+    read(tmp_path, f"{{'config': 'c.py', 'random': {{{random}}}}}")
+
+
+def test_a_field_that_the_sweep_varies_is_refused_as_an_override(tmp_path):
+  text = "{'config': 'c.py', 'explicit': [{}], 'grid': {'a.b': [1, 2]}}"
+  with pytest.raises(ValueError, match=r'--config.a.b=3 is given.* varies a.b'):
+    read(tmp_path, text, ['a=1', 'a.b=3'])
+
+
+def test_numbers_of_numpy_are_as_those_of_python(tmp_path):
+  sweep = read(
+    tmp_path,
+    """(lambda np: {
+      'config': 'c.py',
+      'overrides': {'d': np.int64(4)},
+      'explicit': [{'a': (np.float32(0.5), np.True_)}],
+      'grid': {'a': list(np.logspace(-3, -1, 3))},
+      'random': {'count': np.int64(1), 'seed': np.int64(0), 'fields': {
+        'a': ('uniform', np.int64(1), np.int64(3)),
+      }},
+    })(__import__('numpy'))""",
+  )
+  assert [unit.overrides for unit in sweep.units[:4]] == [
+    ('d=4', 'a=(0.5, True)'),
+    ('d=4', 'a=0.001'),
+    ('d=4', 'a=0.01'),
+    ('d=4', 'a=0.1'),
+  ]
+  assert type(sweep.units[4].values['a']) is int
+  assert sweep_lib.as_json(sweep)['units'][1]['values'] == {'a': 0.001}
 
 
 def test_a_folder_holds_one_sweep_that_may_grow(tmp_path):

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from launch.sweep import Unit
-from launch.sweep_runs import Runs, state
+from launch.sweep_runs import Runs, alone, state
 
 ROOT = pathlib.Path(__file__).parents[2]
 PROGRAM = """
@@ -21,7 +21,7 @@ wish = (folder.parent / f'{folder.name}.wish').read_text()
 with (folder.parent / 'order').open('a') as file:
   file.write(f'{folder.name} ')
 if wish == 'fail':
-  sys.exit('this one cannot')
+  sys.exit('it looked around\\nthis one cannot\\n')
 if wish == 'wait':
   def save(*_):
     (folder / 'saved').touch()
@@ -80,6 +80,7 @@ def test_one_that_fails_does_not_stop_the_rest_and_is_tried_again(launch, tmp_pa
   out, _ = launch(**wishes).communicate()
   assert states(tmp_path, 'abc') == ['finished', 'failed', 'finished']
   assert out.splitlines()[-1] == 'complete'
+  assert 'b: failed: this one cannot\n' in out
   kept = json.loads((tmp_path / 'b' / 'unit.json').read_text())
   assert 'this one cannot' in kept['error']
   assert kept['overrides'] == ['a=b']
@@ -137,3 +138,12 @@ def test_one_that_cannot_be_started_is_a_failure_of_its_own(tmp_path, capsys):
   assert 'a: failed: topology is none' in capsys.readouterr().out
   with pytest.raises(ValueError, match='--parallel is 0'):
     Runs(units, tmp_path, start, 0)
+
+
+def test_a_folder_is_held_until_its_sweep_has_ended(tmp_path):
+  out = tmp_path / 'out'
+  refused = pytest.raises(RuntimeError, match=f'another sweep runs in {out};')
+  with alone(out), alone(tmp_path / 'other'), refused, alone(out):
+    pass
+  with alone(out):
+    pass

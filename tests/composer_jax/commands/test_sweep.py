@@ -1,10 +1,15 @@
 from __future__ import annotations
 
 import json
+import pathlib
+import re
+import shlex
 
 import pytest
 
 from composer_jax import cli, config
+from composer_jax.commands.sweep import EPILOG
+from launch.sweep_runs import alone
 
 SWEEP = """
 def get_config():
@@ -23,8 +28,9 @@ def sweep(tmp_path):
   return path
 
 
-def test_other_targets_have_a_job_for_each_run(tmp_path, sweep, capsys):
-  out = tmp_path / 'My_sweep'
+def test_other_targets_have_a_job_for_each_run(tmp_path, sweep, capsys, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  out = pathlib.Path('runs', 'my-sweep')
   words = ['--topology=gpu:1x2', '--partition=a100', '--workdir=/shared/w']
   given = ['sweep', f'--config={sweep}', f'--out={out}', '--target=slurm', *words]
   assert cli.main([*given, '--config.data.path=/shared/d']) == 0
@@ -87,6 +93,76 @@ def test_runs_elsewhere_can_be_compared_here(tmp_path, sweep, capsys):
     ['000', '1', 'finished'],
   ]
   assert (out / 'comparison.png').stat().st_size > 1000
+  sweep.write_text(SWEEP.replace("'grid'", "'metric': 'lost', 'grid'"))
+  assert cli.main(['sweep', f'--config={sweep}', f'--out={out}', '--compare']) == 1
+  refusal = capsys.readouterr().err
+  assert "sweep.py: metric is 'lost', which no run in" in refusal
+  assert refusal.endswith('expected one of loss.\n')
+
+
+def test_what_is_no_folder_of_a_sweep_is_not_compared(tmp_path, sweep, capsys):
+  out = tmp_path / 'out'
+  given = ['sweep', f'--config={sweep}', f'--out={out}', '--compare']
+  assert cli.main(given) == 1
+  assert f'--out={out}: there is no such folder' in capsys.readouterr().err
+  assert not out.exists()
+  out.mkdir()  # None has measured anything yet.
+  assert cli.main(given) == 0
+  assert capsys.readouterr().out.count('missing') == 2
+
+
+def test_a_second_sweep_waits_but_can_be_compared(tmp_path, sweep, capsys):
+  out = tmp_path / 'out'
+  given = ['sweep', f'--config={sweep}', f'--out={out}']
+  with alone(out):
+    assert cli.main(given) == 1
+    assert f'another sweep runs in {out};' in capsys.readouterr().err
+    assert not (out / 'sweep.json').exists()
+    assert cli.main([*given, '--compare']) == 0
+
+
+def test_jobs_of_different_folders_have_different_names(tmp_path, sweep, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  outs = [
+    'runs/lr',
+    'lr',
+    'a/lr',
+    'b/lr',
+    'runs/a/lr',
+    'a-lr',
+    'runs/a-lr',
+    'runs/a_lr',
+  ]
+  outs += [
+    '../lr',
+    '.',
+    'runs',
+    'runs/2024',
+    'runs/sweep-2024',
+    'runs/проба',
+    'runs/тест',
+  ]
+  outs += [f'{tmp_path}/{x}/lr' for x in 'xy'] + [f'runs/{"n" * 40}{x}' for x in 'xy']
+  made = []
+  for out in outs:
+    words = ['--target=slurm', '--topology=gpu:1x1', f'--out={out}']
+    assert cli.main(['sweep', f'--config={sweep}', *words]) == 0
+    job = json.loads((pathlib.Path(out) / '000-seed-1' / 'job.json').read_text())
+    assert job['workdir'] == f'runs/{job["name"].removesuffix("-000")}/000-seed-1'
+    made.append(job['name'])
+  assert made[0] == 'lr-000'
+  assert re.fullmatch('a-lr-[0-9a-f]{8}-000', made[2])
+  assert len(set(made)) == len(outs)
+
+
+def test_the_examples_work_one_after_the_other(tmp_path, capsys, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  lines = EPILOG.partition('examples:')[2].replace('\\\n', '').splitlines()
+  first, second, third = [shlex.split(line)[1:] for line in lines if line]
+  # Its runs would take minutes; what it writes before them is the same.
+  assert cli.main([*first, '--target=slurm', '--topology=gpu:1x1']) == 0
+  assert cli.main(second) == 0
+  assert cli.main(third) == 0
 
 
 def test_help_has_an_example_and_the_options_of_the_target(capsys):
