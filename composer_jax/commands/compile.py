@@ -17,6 +17,9 @@ EPILOG = """Fields of the config are set with --config.field=value.
 
 example:
   composer-jax compile --config configs/paper/base64_stage2.py --topology v5p:4x4x8
+
+With JAX_OPTIMIZATION_LEVEL=O1 it takes half as long and says as well whether it fits;
+the kernels of that program are slow.
 """
 
 
