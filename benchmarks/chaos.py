@@ -93,14 +93,18 @@ def main() -> int:
   with tempfile.TemporaryDirectory() as folder:
     whole, broken = pathlib.Path(folder) / 'whole', pathlib.Path(folder) / 'broken'
     begin = time.monotonic()
-    if not wait(start(flags, whole)):
+    processes = start(flags, whole)
+    while not losses(whole) and all(process.poll() is None for process in processes):
+      time.sleep(0.1)
+    first = time.monotonic() - begin
+    if not wait(processes):
       raise SystemExit('The unbroken run has failed.')
-    seconds = time.monotonic() - begin
-    print(f'unbroken: {flags.steps} steps in {seconds:.0f} s', flush=True)
+    rest = time.monotonic() - begin - first
+    print(f'unbroken: {first:.0f} s to the first loss, {rest:.0f} s more', flush=True)
     for number in range(1, flags.kills + 1):
       processes = start(flags, broken)
-      # From the start-up to well into training.
-      time.sleep(rng.uniform(0, seconds / 2))
+      # From the start-up to well into training, which has to outlast all kills.
+      time.sleep(rng.uniform(0, first + 1.4 * rest / flags.kills))
       victim = rng.randrange(flags.processes)
       over = all(process.poll() == 0 for process in processes)
       processes[victim].kill()
