@@ -453,7 +453,7 @@ class _Length:
 
   def _agree_on(self, steps: float) -> None:
     # All processes take as many as the first one thinks.
-    self._steps = _of_first(int(min(max(steps, 1), np.iinfo(np.int32).max)))
+    self._steps = _of_first(round(min(max(steps, 1), np.iinfo(np.int32).max)))
 
   def _write(self) -> None:
     if jax.process_index() == 0:

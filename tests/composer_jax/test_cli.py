@@ -113,7 +113,7 @@ def test_each_verb_refuses_flags_that_it_lacks(capsys, verb):
     ['launch', 'slurm', '--name=a', '--topology=gpu:1x1', '--config={absent}'],
     ['launch', 'slurm', '--name=a', '--topology=gpu', '--config=configs/demo/base.py'],
     ['sweep', '--config', '{absent}', '--out', '{out}'],
-    ['compose', '--model', '{absent}', '--out', '{out}'],
+    ['compose', '--model', '{absent}', '--out', '{out}.png'],
     ['report', '--model', '{absent}', '--data', '{absent}', '--out', '{out}'],
   ],
   ids=' '.join,

@@ -1,5 +1,5 @@
 // A dialog to draw a condition in place, or to choose the colours of a palette.
-// value: {name, side, layer, behind, paints, hint, source} or {name, colours}
+// value: {opened, name, source} and {side, layer, behind, paints, hint} or {colours}
 const dialog = element.querySelector('dialog');
 let give = () => ({});
 
@@ -321,7 +321,7 @@ function drawing(value) {
 
 function render() {
   const value = props.value;
-  if (!value || (!value.colours && !value.paints)) return;
+  if (!value?.opened) return; // What was made here is a value, too.
   delete dialog.dataset.ready;
   if (value.colours) palette(value);
   else drawing(value);
