@@ -26,6 +26,15 @@ SMALL = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def in_haste():
+  """What a program costs to run is not the question here; compiling it is slow."""
+  before = jax.config.jax_optimization_level
+  jax.config.update('jax_optimization_level', 'O1')
+  yield
+  jax.config.update('jax_optimization_level', before)
+
+
 def test_a_train_step_for_four_chips_says_what_it_costs(capsys):
   words = ['compile', *SMALL, '--topology=v5e:2x2', '--json']
   assert cli.main(words) == 0
