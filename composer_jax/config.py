@@ -55,6 +55,15 @@ class DataConfig:
   def __post_init__(self):
     _check('data', self, batch_size=(1, math.inf), workers=(0, math.inf))
 
+  def require_path(self) -> None:
+    """Refuses a config that names no data, as those of models and sweeps may.
+
+    Raises:
+      ValueError: `path` is empty.
+    """
+    if not self.path:
+      raise ValueError('config.data.path is empty; give --config.data.path=DIR.')
+
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionConfig:

@@ -78,8 +78,7 @@ def main(argv: list[str]) -> int:
     name=flags.name,
     config=flags.config,
   )
-  if not resolved_config(job).data.path:
-    raise ValueError('config.data.path is empty; give --config.data.path=DIR.')
+  resolved_config(job).data.require_path()
   out = flags.out or pathlib.Path('runs', job.name, 'launch')
   write_files(flags.target, job, options, out)
   if flags.target == 'local':

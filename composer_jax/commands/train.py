@@ -244,8 +244,7 @@ def main(argv: list[str]) -> int:
   flags, rest = parser.parse_known_args(argv)
   given = [f'--config={flags.config}'] if flags.config else []
   config = config_lib.parse([*given, *rest])
-  if not config.data.path:
-    raise ValueError('config.data.path is empty; give --config.data.path=DIR.')
+  config.data.require_path()
   _keep_programs()
   join()
   workdir = flags.workdir
