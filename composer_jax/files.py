@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
 import secrets
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -27,6 +29,42 @@ def write_text(path: pathlib.Path, text: str) -> None:
 def write_json(path: pathlib.Path, value: Any) -> None:
   """Writes a value as indented JSON; see `write_text`."""
   write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + '\n')
+
+
+LOCK_FILE = 'lock'
+
+
+@contextlib.contextmanager
+def alone(out: pathlib.Path, what: str) -> Iterator[None]:
+  """Makes a folder, and keeps other processes out of it that ask in the same way.
+
+  The lock ends with this process, however that ends, and is not passed on to processes
+  that it forks. A bucket has none.
+
+  Args:
+    out: the folder.
+    what: is done in it by one process at a time, as in 'a training'.
+
+  Raises:
+    RuntimeError: another process is at it.
+  """
+  if in_bucket(out):
+    yield
+    return
+  out.mkdir(parents=True, exist_ok=True)
+  with (out / LOCK_FILE).open('w') as lock:
+    try:
+      fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+      raise RuntimeError(
+        f'{what} runs in {out} already; wait for it, or use another folder.'
+      ) from None
+    except OSError as error:
+      print(
+        f'{out} has no locks ({error.strerror}); see that {what} runs there alone.',
+        file=sys.stderr,
+      )
+    yield
 
 
 @contextlib.contextmanager

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import pathlib
 import signal
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,7 +15,6 @@ from launch.supervisor import Supervisor, stopped_by_signals
 from launch.sweep import Unit
 
 STATE_FILE = 'unit.json'
-LOCK_FILE = 'lock'
 FINISHED_FILE = 'finished'
 """What `composer-jax train` leaves in its workdir when it has taken all steps."""
 
@@ -37,29 +33,6 @@ def state(folder: pathlib.Path) -> str:
   if not path.exists():
     return 'missing'
   return read_json(path, ['state'], 'Delete it to run the unit again.')['state']
-
-
-@contextlib.contextmanager
-def alone(out: pathlib.Path) -> Iterator[None]:
-  """Makes a folder, and keeps other sweeps out of it for as long as this one runs.
-
-  Raises:
-    RuntimeError: another sweep runs in it.
-  """
-  out.mkdir(parents=True, exist_ok=True)
-  with (out / LOCK_FILE).open('w') as lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise RuntimeError(
-        f'another sweep runs in {out}; wait for it, or use another --out.'
-      ) from None
-    except OSError as error:
-      print(
-        f'{out} has no locks ({error.strerror}); run one sweep at a time there.',
-        file=sys.stderr,
-      )
-    yield
 
 
 class Runs:

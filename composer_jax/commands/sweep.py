@@ -12,13 +12,13 @@ import shlex
 from typing import Any
 
 from composer_jax.commands.launch import resolved_config, write_files
-from composer_jax.files import read_json, write_json, write_text
+from composer_jax.files import alone, read_json, write_json, write_text
 from launch import flags as flags_lib
 from launch import local, restarts
 from launch import sweep as sweep_lib
 from launch.job import Job
 from launch.sweep import Sweep, Unit
-from launch.sweep_runs import Runs, alone, state
+from launch.sweep_runs import Runs, state
 
 SWEEP_FILE = 'sweep.json'
 RESOLVED_FILE = 'resolved.json'
@@ -104,7 +104,7 @@ def main(argv: list[str]) -> int:
   resolved = {name: resolved_config(job) for name, (job, _) in jobs.items()}
   for job, options in jobs.values():
     flags_lib.TARGETS[flags.target].render(job, options)
-  with alone(out):
+  with alone(out, 'a sweep'):
     _check_same(sweep, out)
     for name, config in resolved.items():
       (out / name).mkdir(parents=True, exist_ok=True)

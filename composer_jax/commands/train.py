@@ -20,7 +20,7 @@ from composer_jax import config as config_lib
 from composer_jax.conditions import by_name
 from composer_jax.conditions.statistics import EmbeddingStatistics
 from composer_jax.config import Config
-from composer_jax.files import read_json, write_json, write_text
+from composer_jax.files import alone, read_json, write_json, write_text
 from composer_jax.grids import GridSampler
 from composer_jax.models.tokenizer import FILE_NAME as TOKENIZER_FILE
 from composer_jax.models.tokenizer import Tokenizer
@@ -247,9 +247,16 @@ def main(argv: list[str]) -> int:
   config.data.require_path()
   _keep_programs()
   join()
+  # The first process stands for its job.
+  first = jax.process_index() == 0
+  with alone(flags.workdir, 'a training') if first else contextlib.nullcontext():
+    return _train(config, flags, shlex.join(['composer-jax', 'train', *argv]))
+
+
+def _train(config: Config, flags: argparse.Namespace, command: str) -> int:
+  """Sets a run up and trains it, from where it was; returns the exit status."""
   workdir = flags.workdir
   workdir.mkdir(parents=True, exist_ok=True)
-
   dataset = load_dataset(config.data.path, 'train')
   if config.stage == 'dual_encoder':
     setup = _dual_encoder(config, dataset, workdir)
@@ -271,7 +278,7 @@ def main(argv: list[str]) -> int:
       for name, about in dataset.added.items()
       if name in setup.shapes
     },
-    'command': shlex.join(['composer-jax', 'train', *argv]),
+    'command': command,
   }
   if origin := config.train.start_from:
     inputs['started_from'] = pathlib.Path(origin).absolute().name

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from launch.sweep import Unit
-from launch.sweep_runs import Runs, alone, state
+from launch.sweep_runs import Runs, state
 
 ROOT = pathlib.Path(__file__).parents[2]
 PROGRAM = """
@@ -138,12 +138,3 @@ def test_one_that_cannot_be_started_is_a_failure_of_its_own(tmp_path, capsys):
   assert 'a: failed: topology is none' in capsys.readouterr().out
   with pytest.raises(ValueError, match='--parallel is 0'):
     Runs(units, tmp_path, start, 0)
-
-
-def test_a_folder_is_held_until_its_sweep_has_ended(tmp_path):
-  out = tmp_path / 'out'
-  refused = pytest.raises(RuntimeError, match=f'another sweep runs in {out};')
-  with alone(out), alone(tmp_path / 'other'), refused, alone(out):
-    pass
-  with alone(out):
-    pass

@@ -9,7 +9,7 @@ import pytest
 
 from composer_jax import cli, config
 from composer_jax.commands.sweep import EPILOG
-from launch.sweep_runs import alone
+from tests.held import held
 
 SWEEP = """
 def get_config():
@@ -114,9 +114,9 @@ def test_what_is_no_folder_of_a_sweep_is_not_compared(tmp_path, sweep, capsys):
 def test_a_second_sweep_waits_but_can_be_compared(tmp_path, sweep, capsys):
   out = tmp_path / 'out'
   given = ['sweep', f'--config={sweep}', f'--out={out}']
-  with alone(out):
+  with held(out):
     assert cli.main(given) == 1
-    assert f'another sweep runs in {out};' in capsys.readouterr().err
+    assert f'a sweep runs in {out} already;' in capsys.readouterr().err
     assert not (out / 'sweep.json').exists()
     assert cli.main([*given, '--compare']) == 0
 

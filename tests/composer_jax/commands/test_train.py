@@ -13,6 +13,7 @@ from composer_jax import config as config_lib
 from composer_jax.commands import train
 from data_pipelines.loader import load_dataset
 from data_pipelines.prepare import prepare
+from tests.held import held
 
 
 @pytest.fixture(scope='module')
@@ -79,6 +80,14 @@ def test_a_folder_takes_one_model_and_names_what_differs(tmp_path):
   with pytest.raises(ValueError, match=r'model.channels: 64 there, 96 asked') as error:
     train.keep_config(other, tmp_path)
   assert "diffusion.schedule: 'cosine' there, 'linear' asked" in str(error.value)
+
+
+def test_a_second_training_in_a_folder_is_refused(uncaptioned, tmp_path, capsys):
+  given = ['train', '--config=configs/demo/base.py', f'--workdir={tmp_path}']
+  with held(tmp_path):
+    assert cli.main([*given, f'--config.data.path={uncaptioned}']) == 1
+  assert f'a training runs in {tmp_path} already;' in capsys.readouterr().err
+  assert not (tmp_path / 'config.json').exists()
 
 
 def test_compiled_programs_are_kept_for_the_next_start(tmp_path, monkeypatch):

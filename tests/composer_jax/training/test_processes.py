@@ -102,11 +102,11 @@ def test_four_processes_then_two_have_the_losses_of_one_with_four_devices(tmp_pa
 
 
 def kill_one(processes):
-  """Kills one of two processes without warning; the other cannot go on alone."""
-  victim, other = random.sample(processes, 2)
+  """Kills one process without warning; the others cannot go on without it."""
+  victim, *others = random.sample(processes, len(processes))
   victim.kill()
-  codes, outputs = finish([other, victim])
-  assert codes[0] not in (0, PREEMPTED), outputs
+  codes, outputs = finish([*others, victim])
+  assert not {0, PREEMPTED} & set(codes), outputs
 
 
 def test_a_job_that_is_killed_and_preempted_ends_with_the_bits_of_an_unbroken_one(
@@ -114,24 +114,25 @@ def test_a_job_that_is_killed_and_preempted_ends_with_the_bits_of_an_unbroken_on
 ):
   unbroken, broken = tmp_path / 'unbroken', tmp_path / 'broken'
   steps = str(STEPS)
-  train(2, unbroken, steps)
+  train(4, unbroken, steps)
 
-  first, second = start(2, broken, steps)
+  processes = start(4, broken, steps)
   time.sleep(random.uniform(0, 3))
-  first.kill()  # While it starts; the other waits for it, and a launcher ends that.
-  second.send_signal(signal.SIGTERM)
-  codes, _ = finish([first, second])
+  random.choice(processes).kill()  # While it starts; the others wait for it,
+  for process in processes:  # and a launcher ends that.
+    process.send_signal(signal.SIGTERM)
+  codes, _ = finish(processes)
   assert 0 not in codes
   assert not losses(broken)
 
-  processes = start(2, broken, steps)
+  processes = start(4, broken, steps)
   wait_for_step(processes, broken, random.randint(2, STEPS // 4))
   kill_one(processes)  # At a random step.
 
   for _ in range(5):
     if saving(broken):  # It died of it: what it was writing is still there.
       break
-    processes = start(2, broken, steps)
+    processes = start(4, broken, steps)
     deadline = time.monotonic() + 60
     while not saving(broken) and time.monotonic() < deadline:
       time.sleep(0.001)
@@ -140,13 +141,13 @@ def test_a_job_that_is_killed_and_preempted_ends_with_the_bits_of_an_unbroken_on
   killed_at = max(losses(broken))
   assert killed_at < STEPS
 
-  processes = start(2, broken, steps)
+  processes = start(4, broken, steps)
   wait_for_step(processes, broken, min(killed_at + 2, STEPS - 4))
-  random.choice(processes).send_signal(signal.SIGTERM)  # Both stop where one is told.
+  random.choice(processes).send_signal(signal.SIGTERM)  # All stop where one is told.
   codes, outputs = finish(processes)
-  assert codes == [PREEMPTED, PREEMPTED], outputs
+  assert codes == [PREEMPTED] * 4, outputs
 
-  train(2, broken, steps)
+  train(4, broken, steps)
   assert losses(broken) == losses(unbroken)
   assert sorted(losses(broken)) == list(range(1, STEPS + 1))
 
