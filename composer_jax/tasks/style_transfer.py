@@ -24,7 +24,9 @@ def style_transfer(
   """Draws images in the style of others.
 
   Embedding and palette are the style, and go from the content's own to the other's
-  with the strength; lines and shapes are the content (Composer, section 3.3).
+  with the strength; lines and shapes are the content (Composer, section 3.3). No noise is
+  added on the way (DDIM at eta 0), so that images of one seed differ by the strength
+  alone.
 
   Args:
     composer: the model.
@@ -33,7 +35,7 @@ def style_transfer(
     strengths: float (B,): 0 is the content's own style, 1 the other's.
     seeds: integers (B,).
     keep: names of the conditions of the content that stay.
-    sampling: as `Composer.compose` takes it.
+    sampling: as `Composer.compose` takes it; `eta` is 0 if missing.
 
   Returns:
     uint8 (B, S, S, 3).
@@ -42,4 +44,5 @@ def style_transfer(
   own = take_apart(composer, contents, [*style, *keep])
   other = take_apart(composer, styles, style)
   moved = {name: between(name, own[name], other[name], strengths) for name in style}
-  return composer.compose({**own, **moved}, seeds=seeds, sampling=sampling)
+  settings = {'eta': 0.0, **(sampling or {})}
+  return composer.compose({**own, **moved}, seeds=seeds, sampling=settings)
