@@ -39,7 +39,7 @@ WEAK = {'v5e:4x4': 128, 'v5e:8x8': 512, 'v5e:8x16': 1024, 'v5e:16x16': 2048}
 """Slices to images in a batch, eight on each chip: weak scaling of the base."""
 
 WEAK_FSDP = 8
-"""Half of the smallest: along a whole slice the compiler would not scatter gradients."""
+"""Along all 16 of the smallest the compiler would not scatter gradients."""
 
 
 def jobs() -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ import torch
 from timing import alternate, machine, show
 
 from composer_jax import config as config_lib
+from composer_jax import config_files
 from composer_jax.sampling.cascade import Denoising
 from composer_jax.sampling.guidance import Branch, Wish
 from composer_jax.sharding.mesh import batch_placer, make_mesh
@@ -143,7 +144,7 @@ def main() -> None:
   parser.add_argument('--rounds', type=int, default=8)
   parser.add_argument('--steps', type=int, default=10, help='of sampling, a round')
   flags = parser.parse_args()
-  config = config_lib.parse(
+  config = config_files.parse(
     [
       '--config=configs/demo/base.py',
       "--config.model.conditions=('caption',)",

@@ -16,6 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from composer_jax import config as config_lib
+from composer_jax import config_files
 from composer_jax.checkpoints import FOLDER as CHECKPOINTS
 from composer_jax.checkpoints import newest, read_average, read_state
 from composer_jax.files import read_json
@@ -142,7 +143,7 @@ def read_config(directory: pathlib.Path) -> config_lib.Config:
       f'{path} does not exist; expected the folder that `composer-jax train'
       ' --workdir` wrote.'
     )
-  return config_lib.load(path)
+  return config_files.load(path)
 
 
 def read_inputs(directory: pathlib.Path) -> dict[str, Any]:

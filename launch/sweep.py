@@ -9,7 +9,6 @@ import math
 import pathlib
 import random
 import re
-import runpy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -72,30 +71,17 @@ def read(path: pathlib.Path, extra: Sequence[str] = ()) -> Sweep:
   Raises:
     ValueError: the file is no sweep, or a space in it is none; names it.
   """
-  given = _given(path)
-  try:
-    return _sweep(given, extra)
-  except ValueError as error:
-    raise ValueError(f'{path}: {error}') from error
+  from composer_jax import config_files  # It takes JAX seconds to be imported.
 
-
-def _given(path: pathlib.Path) -> Mapping[str, Any]:
-  """What `get_config()` of a file returns."""
-  try:
-    get_config = runpy.run_path(str(path)).get('get_config')
-    given = get_config() if get_config else None
-  except Exception as error:  # Whatever the file's own code raises.
-    cause = ' '.join(str(error).split())
-    raise ValueError(
-      f'{path} cannot be read; {type(error).__name__}: {cause}.'
-    ) from error
-  if get_config is None:
-    raise ValueError(f'{path} has no function get_config(); see configs/sweeps/.')
+  given = config_files.run(path, like='configs/sweeps/')
   if not isinstance(given, Mapping):
     raise ValueError(
       f'{path}: get_config() returns {given!r}; expected a dict, see configs/sweeps/.'
     )
-  return given
+  try:
+    return _sweep(given, extra)
+  except ValueError as error:
+    raise ValueError(f'{path}: {error}') from error
 
 
 def _sweep(given: Mapping[str, Any], extra: Sequence[str]) -> Sweep:

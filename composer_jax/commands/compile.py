@@ -8,7 +8,7 @@ import json
 import pathlib
 from typing import TYPE_CHECKING
 
-from composer_jax import config as config_lib
+from composer_jax import config_files
 
 if TYPE_CHECKING:
   from composer_jax.ahead_of_time import Compilation
@@ -78,7 +78,7 @@ def main(argv: list[str]) -> int:
   if flags.slices < 1:
     parser.error(f'--slices is {flags.slices}; expected 1 or more.')
   given = [f'--config={flags.config}'] if flags.config else []
-  config = config_lib.parse([*given, *rest])
+  config = config_files.parse([*given, *rest])
 
   from composer_jax.ahead_of_time import compile_for, save_program
 

@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from composer_jax import config as config_lib
+from composer_jax import config_files
 from composer_jax.describe import Description, Row, describe
 
 
@@ -79,7 +79,7 @@ def main(argv: list[str]) -> int:
   if min(flags.depth, 1 if flags.devices is None else flags.devices) < 1:
     parser.error('--devices and --depth are at least 1')
   given = [f'--config={flags.config}'] if flags.config else []
-  found = describe(config_lib.parse([*given, *rest]), flags.devices)
+  found = describe(config_files.parse([*given, *rest]), flags.devices)
   if flags.json:
     rows = [vars(row) for row in found.rows]
     totals = {

@@ -97,12 +97,12 @@ def main(argv: list[str]) -> int:
 
 def resolved_config(job: Job) -> Config:
   """The config of a job; refuses now what would fail once the machines are there."""
-  from composer_jax import config as config_lib
+  from composer_jax import config_files
   from composer_jax.sharding.mesh import check_batch
   from composer_jax.sharding.rules import MESH_AXES
 
   given = [f'--config.{override}' for override in job.overrides]
-  config = config_lib.parse([f'--config={job.config}', *given])
+  config = config_files.parse([f'--config={job.config}', *given])
   sizes = config.mesh.sizes(job.slices * job.topology.devices)
   axes = dict(zip(MESH_AXES, sizes, strict=True))
   check_batch(axes, config.mesh.rules, config.data.batch_size)

@@ -86,9 +86,9 @@ def main(argv: list[str]) -> int:
   flags, rest = _parser(_target(argv)).parse_known_args(argv)
   extra = flags_lib.overrides(rest)
 
-  from composer_jax import config as config_lib
+  from composer_jax import config_files
 
-  sweep = sweep_lib.read(config_lib.find(flags.config), extra)
+  sweep = sweep_lib.read(config_files.find(flags.config), extra)
   out = flags.out
   if flags.compare:
     if not out.is_dir():

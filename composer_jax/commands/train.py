@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from composer_jax import config as config_lib
+from composer_jax import config_files
 from composer_jax.conditions import by_name
 from composer_jax.conditions.statistics import EmbeddingStatistics
 from composer_jax.config import Config
@@ -243,7 +243,7 @@ def main(argv: list[str]) -> int:
   )
   flags, rest = parser.parse_known_args(argv)
   given = [f'--config={flags.config}'] if flags.config else []
-  config = config_lib.parse([*given, *rest])
+  config = config_files.parse([*given, *rest])
   config.data.require_path()
   _keep_programs()
   join()

@@ -24,8 +24,8 @@ def style_transfer(
   """Draws images in the style of others.
 
   Embedding and palette are the style, and go from the content's own to the other's
-  with the strength; lines and shapes are the content (Composer, section 3.3). No noise is
-  added on the way (DDIM at eta 0), so that images of one seed differ by the strength
+  with the strength; lines and shapes are the content (Composer, section 3.3). No noise
+  is added on the way (DDIM at eta 0), so that images of one seed differ by the strength
   alone.
 
   Args:

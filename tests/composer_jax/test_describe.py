@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from composer_jax import cli, config
+from composer_jax import cli, config_files
 from composer_jax.conditions import by_name
 from composer_jax.describe import describe, flops_by_argument
 from composer_jax.training.stages import Diffusion
@@ -31,12 +31,12 @@ SMALL = [
 
 @pytest.mark.parametrize('name', PAPER)
 def test_paper_sizes_are_those_of_the_paper(name):
-  found = describe(config.parse([f'--config=configs/paper/{name}.py']))
+  found = describe(config_files.parse([f'--config=configs/paper/{name}.py']))
   assert found.parameters == pytest.approx(PAPER[name], rel=0.03)
 
 
 def test_parameters_are_those_of_the_model_that_is_made():
-  small = config.parse(SMALL)
+  small = config_files.parse(SMALL)
   shapes = {c.name: c.spec(16).shape for c in by_name(small.unet.conditions)}
   model = Diffusion(small, shapes).init(jax.random.key(0))
   leaves = jax.tree.leaves(nnx.state(model))
@@ -47,7 +47,7 @@ def test_parameters_are_those_of_the_model_that_is_made():
 
 
 def test_flops_of_a_convolution_and_a_dense_layer_are_known():
-  found = describe(config.parse(SMALL))
+  found = describe(config_files.parse(SMALL))
   rows = {row.path: row for row in found.rows}
   # 8 x 8 places, 3 x 3 taps, a multiplication and an addition each.
   kernel = rows['conv_in/kernel']
@@ -59,7 +59,7 @@ def test_flops_of_a_convolution_and_a_dense_layer_are_known():
 
 def test_all_flops_are_those_that_xla_counts():
   # One level on a large grid, as XLA leaves out the taps that fall on the padding.
-  large = config.parse(
+  large = config_files.parse(
     [
       *SMALL,
       '--config.model.image_size=48',
@@ -115,14 +115,14 @@ def test_weights_are_split_over_the_devices_asked_for(capsys):
 def test_the_table_ends_with_the_totals(capsys):
   assert cli.main(['describe', *SMALL]) == 0
   lines = capsys.readouterr().out.splitlines()
-  found = describe(config.parse(SMALL))
+  found = describe(config_files.parse(SMALL))
   assert lines[0].split()[0] == 'module'
   assert f'{found.parameters:,}' in lines[-1]
   assert any(line.startswith('conditions/branches ') for line in lines)
 
 
 def test_a_dual_encoder_can_be_described_too():
-  found = describe(config.parse(['--config=configs/demo/dual_encoder.py']))
+  found = describe(config_files.parse(['--config=configs/demo/dual_encoder.py']))
   assert any(row.path.startswith('vision_model/') for row in found.rows)
   assert found.forward_flops > 0
 

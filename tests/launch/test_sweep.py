@@ -202,10 +202,10 @@ def test_a_folder_holds_one_sweep_that_may_grow(tmp_path):
   'path', [p for p in sorted(ROOT.glob('configs/sweeps/*.py')) if p.stem != '__init__']
 )
 def test_sweeps_that_come_along_ask_only_for_valid_configs(path):
-  from composer_jax import config as config_lib
+  from composer_jax import config_files
 
   sweep = sweep_lib.read(path)
   assert len({unit.overrides for unit in sweep.units}) == len(sweep.units)
   for unit in sweep.units:
     given = [f'--config.{override}' for override in unit.overrides]
-    config_lib.parse([f'--config={sweep.config}', *given])
+    config_files.parse([f'--config={sweep.config}', *given])

@@ -7,7 +7,7 @@ import shlex
 
 import pytest
 
-from composer_jax import cli, config
+from composer_jax import cli, config_files
 from composer_jax.commands.sweep import EPILOG
 from tests.held import held
 
@@ -39,7 +39,7 @@ def test_other_targets_have_a_job_for_each_run(tmp_path, sweep, capsys, monkeypa
     assert f'--workdir=/shared/w/{name} ' in script
     assert f'--config.train.seed={seed} ' in script
     assert '--partition=a100\n' in script
-    resolved = config.load(out / name / 'resolved.json')
+    resolved = config_files.load(out / name / 'resolved.json')
     assert (resolved.train.seed, resolved.train.steps) == (seed, 3)
     assert resolved.data.path == '/shared/d'
   started = f'sbatch {out}/000-seed-1/my-sweep-000.sbatch'

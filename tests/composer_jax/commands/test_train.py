@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from composer_jax import cli
-from composer_jax import config as config_lib
+from composer_jax import cli, config_files
 from composer_jax.commands import train
 from data_pipelines.loader import load_dataset
 from data_pipelines.prepare import prepare
@@ -33,7 +32,7 @@ def uncaptioned(tmp_path_factory):
 
 
 def base(*overrides):
-  return config_lib.parse(['--config=configs/demo/base.py', *overrides])
+  return config_files.parse(['--config=configs/demo/base.py', *overrides])
 
 
 def test_conditions_that_the_data_lack_are_left_out_and_named(uncaptioned, capsys):

@@ -14,7 +14,7 @@ import transformers
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from composer_jax import config as config_lib
+from composer_jax import config_files
 from composer_jax.checkpoints import newest, read_average
 from composer_jax.models.clip import Clip, ClipConfig
 from composer_jax.models.tokenizer import Tokenizer
@@ -97,7 +97,7 @@ def abstract(config):
 def imported(folder, out):
   """The model that an import leaves, with its config."""
   import_model('clip', Kind(read_clip), folder, out)
-  config = config_lib.load(out / 'config.json').clip
+  config = config_files.load(out / 'config.json').clip
   model = abstract(config)
   nnx.update(model, read_average(out, newest(out), nnx.state(model)))
   return model, config
