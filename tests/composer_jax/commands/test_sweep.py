@@ -15,7 +15,7 @@ SWEEP = """
 def get_config():
   return {
     'config': 'configs/demo/base.py',
-    'overrides': {'train.steps': 3},
+    'overrides': {'train.steps': 3, 'data.path': 'nowhere'},
     'grid': {'train.seed': [1, 2]},
   }
 """
@@ -109,6 +109,13 @@ def test_what_is_no_folder_of_a_sweep_is_not_compared(tmp_path, sweep, capsys):
   out.mkdir()  # None has measured anything yet.
   assert cli.main(given) == 0
   assert capsys.readouterr().out.count('missing') == 2
+
+
+def test_the_data_must_be_named_before_anything_runs(tmp_path, sweep, capsys):
+  sweep.write_text(SWEEP.replace("'nowhere'", "''"))
+  assert cli.main(['sweep', f'--config={sweep}', f'--out={tmp_path / "out"}']) == 1
+  assert 'config.data.path is empty;' in capsys.readouterr().err
+  assert not (tmp_path / 'out').exists()
 
 
 def test_a_second_sweep_waits_but_can_be_compared(tmp_path, sweep, capsys):
