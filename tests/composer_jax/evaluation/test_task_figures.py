@@ -11,6 +11,7 @@ from composer_jax.evaluation import task_figures
 from composer_jax.evaluation.fidelity import HeldOut
 from composer_jax.evaluation.task_figures import TASKS, Cases, psnr
 from composer_jax.images import Picture, resize_square
+from composer_jax.tasks.style_transfer import style_transfer
 
 COUNT = 6
 
@@ -56,6 +57,23 @@ def test_colours_follow_their_palette(cases):
   assert figures['palette earth_movers_lab'].value.mean < (
     figures['palette earth_movers_lab'].beside.mean
   )
+
+
+def test_a_style_adds_no_noise_unless_asked_to(cases):
+  strengths = np.full(COUNT, 0.5)
+
+  def made(**sampling):
+    return style_transfer(
+      cases.composer,
+      cases.images,
+      cases.images[::-1],
+      strengths,
+      seeds=cases.seeds,
+      sampling={**cases.sampling, **sampling},
+    )
+
+  np.testing.assert_array_equal(made(), made(eta=0.0))
+  assert np.any(made() != made(eta=1.0))
 
 
 def test_psnr_is_that_of_a_known_error():
