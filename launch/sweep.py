@@ -162,6 +162,10 @@ def _points(given: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
   for field, values in grid.items():
     if not isinstance(values, list | tuple) or not values:
       raise ValueError(f'grid[{field!r}] is {values!r}; expected a list of values.')
+    words = [_flag(value) for value in values]  # For Python, True is 1.
+    for word in words:
+      if words.count(word) > 1:
+        raise ValueError(f'grid[{field!r}] has {word} twice; leave out one of them.')
   if grid:
     for values in itertools.product(*grid.values()):
       yield dict(zip(grid, values, strict=True))

@@ -107,6 +107,7 @@ def test_spaces_can_be_had_together(tmp_path):
     ("{'config': 'c.py', 'grid': [{'a': [1]}]}", r"grid is \[\{'a': \[1\]\}\]"),
     ("{'config': 'c.py', 'grid': {1: [1]}}", 'grid has the field 1'),
     ("{'config': 'c.py', 'grid': {'a': [{2}]}}", r"grid\['a'\]\[0\] is \{2\}"),
+    ("{'config': 'c.py', 'grid': {'a': [1, True, 1]}}", r"grid\['a'\] has 1 twice"),
     ("{'config': 'c.py', 'explicit': {'a': 1}}", r"explicit is \{'a': 1\}"),
     (
       "{'config': 'c.py', 'explicit': [{'a': 1}, {'a': 2}, {'a': 1}]}",
