@@ -57,7 +57,8 @@ def alone(out: pathlib.Path, what: str) -> Iterator[None]:
       fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
       raise RuntimeError(
-        f'{what} runs in {out} already; wait for it, or use another folder.'
+        f'{what} runs in {out} already; wait for it, or use another folder. If its'
+        f' machine is gone, and the file system does not know, delete {out / LOCK_FILE}.'
       ) from None
     except OSError as error:
       print(
