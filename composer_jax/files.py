@@ -57,8 +57,9 @@ def alone(out: pathlib.Path, what: str) -> Iterator[None]:
       fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
       raise RuntimeError(
-        f'{what} runs in {out} already; wait for it, or use another folder. If its'
-        f' machine is gone, and the file system does not know, delete {out / LOCK_FILE}.'
+        f'{what} runs in {out} already; wait for it, or use another folder.'
+        f' If its machine is gone and the file system does not know, delete'
+        f' {out / LOCK_FILE}.'
       ) from None
     except OSError as error:
       print(
