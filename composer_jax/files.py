@@ -58,7 +58,7 @@ def alone(out: pathlib.Path, what: str) -> Iterator[None]:
     except (BlockingIOError, PermissionError):
       raise RuntimeError(
         f'{what} runs in {out} already; wait for it, or use another folder.'
-        f' If its machine is gone and the file system does not know, delete'
+        ' If its machine is gone and the file system does not know, delete'
         f' {out / LOCK_FILE}.'
       ) from None
     except OSError as error:
