@@ -39,7 +39,7 @@ def alone(out: pathlib.Path, what: str) -> Iterator[None]:
   """Makes a folder, and keeps other processes out of it that ask in the same way.
 
   The lock ends with this process, however that ends, and is not passed on to processes
-  that it forks. A bucket has none.
+  that it forks.
 
   Args:
     out: the folder.
@@ -48,9 +48,6 @@ def alone(out: pathlib.Path, what: str) -> Iterator[None]:
   Raises:
     RuntimeError: another process is at it.
   """
-  if in_bucket(out):
-    yield
-    return
   out.mkdir(parents=True, exist_ok=True)
   with (out / LOCK_FILE).open('w') as lock:
     try:

@@ -78,7 +78,7 @@ def main(argv: list[str]) -> int:
     name=flags.name,
     config=flags.config,
   )
-  resolved_config(job).data.require_path()
+  resolved_config(job)  # Before anything is written.
   out = flags.out or pathlib.Path('runs', job.name, 'launch')
   write_files(flags.target, job, options, out)
   if flags.target == 'local':
@@ -106,6 +106,7 @@ def resolved_config(job: Job) -> Config:
   sizes = config.mesh.sizes(job.slices * job.topology.devices)
   axes = dict(zip(MESH_AXES, sizes, strict=True))
   check_batch(axes, config.mesh.rules, config.data.batch_size)
+  config.data.require_path()
   return config
 
 

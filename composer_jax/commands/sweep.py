@@ -102,8 +102,6 @@ def main(argv: list[str]) -> int:
   jobs = {unit.name: _job(flags, sweep, unit) for unit in sweep.units}
   # All of them first: a slip in the last run should not cost the time of the others.
   resolved = {name: resolved_config(job) for name, (job, _) in jobs.items()}
-  for config in resolved.values():
-    config.data.require_path()
   for job, options in jobs.values():
     flags_lib.TARGETS[flags.target].render(job, options)
   with alone(out, 'a sweep'):

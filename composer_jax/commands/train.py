@@ -247,10 +247,11 @@ def main(argv: list[str]) -> int:
   config.data.require_path()
   _keep_programs()
   join()
-  # The first process stands for its job.
-  first = jax.process_index() == 0
-  with alone(flags.workdir, 'a training') if first else contextlib.nullcontext():
-    return _train(config, flags, shlex.join(['composer-jax', 'train', *argv]))
+  command = shlex.join(['composer-jax', 'train', *argv])
+  if jax.process_index():  # The first process stands for its job.
+    return _train(config, flags, command)
+  with alone(flags.workdir, 'a training'):
+    return _train(config, flags, command)
 
 
 def _train(config: Config, flags: argparse.Namespace, command: str) -> int:
