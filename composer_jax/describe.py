@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from composer_jax.config import Config
+from composer_jax.diffusion.process import Coefficients
 from composer_jax.flops import flops_by_argument
 from composer_jax.models.unet import UNet
 from composer_jax.sharding.mesh import abstract_mesh
@@ -136,6 +137,7 @@ def _stage(
     't': array((), jnp.int32),
     'stored': {name: batch[name] for name in unet.conditions},
     'kept': {name: array((), bool) for name in unet.conditions},
+    'c': Coefficients(array((1, 1, 1)), array((1, 1, 1))),
     'low_res': array(image) if unet.low_res_size else None,
     'level': array((), jnp.int32) if unet.low_res_size else None,
   }

@@ -13,6 +13,8 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import skimage.data
@@ -20,6 +22,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from composer_jax import conditions
 from composer_jax.composer import Composer, decompose, square_of
+from composer_jax.conditions.palette import expected_colours
+from composer_jax.diffusion.process import coefficients, q_sample
+from composer_jax.diffusion.resolution import to_float
+from composer_jax.diffusion.schedule import make_schedule
 from composer_jax.evaluation.curves import read_curves
 from composer_jax.images import Picture
 from composer_jax.sampling.expression import And, Is, Not, Weighted
@@ -92,6 +98,30 @@ def decomposed(composer: Composer, records: list[dict]) -> Image.Image:
   drawn = [c.draw(found[c.name]) if c.name in found else None for c in conditions.ALL]
   rows.append([photograph.pixels, *drawn])
   return grid(rows, ['image', *(c.name for c in conditions.ALL)])
+
+
+def expected(records: list[dict]) -> Image.Image:
+  """Noisy images, and below each the colours that its own palette makes expect."""
+  schedule = make_schedule('cosine', 1000)
+  steps = np.array([900, 750, 600, 450, 300, 150])
+  c = coefficients(jnp.asarray(schedule.alphas_cumprod), steps, 4)
+  rows = []
+  for i, record in enumerate(records):
+    image = to_float(jnp.asarray(record['image'])[None], 32)
+    noise = jax.random.normal(jax.random.key(i), (len(steps), *image.shape[1:]))
+    x_t = q_sample(image, noise, c)
+    palette = np.stack([record['palette']] * len(steps))
+    colours = expected_colours(x_t, c, palette, np.ones(len(steps)))
+    drawn = conditions.by_name(['palette'])[0].draw(record['palette'])
+    for first, images in ((np.array(image[0]), x_t), (None, colours)):
+      pixels = [to_uint8(np.array(one)) for one in images]
+      rows.append([drawn if first is None else to_uint8(first), *pixels])
+  return grid(rows, ['image, palette', *(f'step {step} of 1000' for step in steps)])
+
+
+def to_uint8(image: np.ndarray) -> np.ndarray:
+  """Floats in about [-1, 1] to uint8."""
+  return np.clip(np.round((image + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
 def recomposed(composer: Composer, records: list[dict]) -> Image.Image:
@@ -314,6 +344,7 @@ def main() -> None:
   records = [dataset[int(index)] for index in order[:10]]
   FOLDER.mkdir(exist_ok=True)
   decomposed(composer, records[:2]).save(FOLDER / 'decomposed.png')
+  expected(records[3:5]).save(FOLDER / 'palette_map.png')
   recomposed(composer, records[:6]).save(FOLDER / 'recomposed.png')
   mixed(composer, records).save(FOLDER / 'mixed.png')
   from_text(composer, TEXTS).save(FOLDER / 'from_text.png')

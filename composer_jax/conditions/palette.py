@@ -15,6 +15,7 @@ import numpy as np
 import skimage
 
 from composer_jax.conditions.condition import Condition, GlobalFeatures, Spec
+from composer_jax.diffusion.process import Coefficients
 from composer_jax.images import Picture, srgb_to_lab
 
 HUES = (0, 0.0833, 0.166, 0.25, 0.333, 0.5, 0.56333, 0.666, 0.73, 0.803, 0.916)
@@ -24,6 +25,9 @@ SIGMA = 10.0
 """Width of the smoothing kernel, in CIELab units."""
 FLOOR = 1e-5
 """Smoothed frequencies below this are set to 0."""
+REACH = 1.5 / 32
+"""How far `expected_colours` looks around a pixel where signal and noise are equal: a
+standard deviation, in sides of the image."""
 
 
 @functools.cache
@@ -104,6 +108,43 @@ def from_colours(colours: np.ndarray, weights: np.ndarray | None = None) -> np.n
   weights = np.ones(len(colours)) if weights is None else np.asarray(weights, float)
   share = sum(w * histogram(c) for c, w in zip(colours, weights, strict=True))
   return smooth(share / weights.sum())
+
+
+def expected_colours(
+  x_t: jax.Array, c: Coefficients, stored: jax.Array, strength: jax.Array
+) -> jax.Array:
+  """What colour a pixel of a noisy image may be expected to have under a palette.
+
+  Bayes' rule for a pixel and its neighbours that have a colour of the codebook: each as
+  likely beforehand as its share of the palette, and what x_t shows normal around it.
+  That is averaged over the neighbours, over more of them where there is more noise: as
+  far as what is left of the noise and what neighbours differ by balance. Nothing is
+  learned.
+
+  Args:
+    x_t: noisy images (B, S, S, 3).
+    c: signal and noise in them, (B, 1, 1, 1) each.
+    stored: palettes (B, 180).
+    strength: (B,), 1 as the palette says; to another, its shares are raised.
+
+  Returns:
+    float32 (B, S, S, 3) in [-1, 1]: in pure noise the mean colour of the palette, and
+    as the noise goes, in an area of one of its colours, that colour.
+  """
+  colours = jnp.asarray(2 * _colours() - 1, jnp.float32)
+  place = np.arange(x_t.shape[1])
+  reach = REACH * jnp.clip(jnp.sqrt(c.noise / c.signal), 0.2, 2)
+  away = (place[:, None] - place) / (reach[..., 0] * len(place))
+  near = jax.nn.softmax(-(away**2) / 2)  # (B, S, S), for rows and columns alike.
+  seen = jnp.einsum('byi,bijc,bxj->byxc', near, x_t.astype(jnp.float32), near)
+  left = (near[:, len(place) // 2] ** 2).sum(1) ** 2  # Of the variance of the noise.
+  # Measured of drawings: how far pixels are from such averages and from the codebook.
+  around = 0.1 + 5 * reach
+  variance = left[:, None, None, None] * c.noise**2 + (around * c.signal) ** 2
+  fit = seen @ colours.T - c.signal / 2 * (colours**2).sum(1)
+  share = jnp.log(jnp.maximum(stored.astype(jnp.float32), FLOOR))
+  share = (strength[:, None] * share)[:, None, None]
+  return jax.nn.softmax(share + c.signal / variance * fit) @ colours
 
 
 class Palette(Condition):

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from composer_jax.conditions.palette import expected_colours
+from composer_jax.diffusion.process import Coefficients
 from composer_jax.models.condition_encoder import ConditionEncoder, Encoded
 from composer_jax.models.layers import (
   IMAGE,
@@ -54,6 +56,9 @@ class UNetConfig:
       only take the place of zeros.
     local_hidden: channels inside the stacks of the local conditions.
     local_width: channels of the common embedding of the local conditions.
+    palette_map: whether a base model that knows the palette also sees which colour it
+      makes expect at each pixel; see `conditions.palette.expected_colours`. The
+      paper's has no such input.
     level_embedding: whether an upsampler is told how far its input was degraded.
     learned_variance: also predict the variance (doubles the output channels).
     scan: whether blocks of equal shape that follow each other are stacked and scanned.
@@ -81,6 +86,7 @@ class UNetConfig:
   context_tokens: int = 0
   local_hidden: int = 32
   local_width: int = 8
+  palette_map: bool = False
   level_embedding: bool = True
   learned_variance: bool = False
   scan: bool = False
@@ -105,6 +111,11 @@ class UNetConfig:
       raise ValueError(
         f'model.image_size is {self.image_size}; expected a multiple of {self.smallest}'
         ' (model.fold times 2 for each level after the first).'
+      )
+    if self.palette_map and self.low_res_size:
+      raise ValueError(
+        f'model.palette_map is True and model.low_res_size {self.low_res_size};'
+        ' expected False for an upsampler, which gets its colours from its input.'
       )
 
   @property
@@ -260,6 +271,8 @@ class UNet(nnx.Module):
     # The map is concatenated to x_t along channels: the convolution of both is the sum
     # of one of each, and a model without maps has the first alone.
     self.maps_in = Conv3x3(config.local_width, width, rngs=rngs) if has_maps else None
+    shown = config.palette_map and 'palette' in config.conditions
+    self.colours_in = Conv3x3(pixels, width, rngs=rngs) if shown else None
     # Noise augmentation level of the low-resolution image (Ho et al. 2022).
     told = config.low_res_size and config.level_embedding
     self.level_in = Dense(config.channels, embedding, rngs=rngs) if told else None
@@ -278,6 +291,7 @@ class UNet(nnx.Module):
     stored: Mapping[str, jax.Array],
     kept: Mapping[str, jax.Array],
     *,
+    c: Coefficients | None = None,
     low_res: jax.Array | None = None,
     level: jax.Array | None = None,
     dropout_key: jax.Array | None = None,
@@ -290,6 +304,7 @@ class UNet(nnx.Module):
       stored: conditions by name, as stored in records, (B, *shape).
       kept: by name, (B,): False or 0 drops the condition for that sample, other
         numbers are its strength.
+      c: signal and noise of the steps, for a model with a palette map.
       low_res: for an upsampler, the low-resolution images in [-1, 1], already
         resized to (B, S, S, 3).
       level: for an upsampler, noise augmentation level (B,) in [0, 1000).
@@ -357,6 +372,8 @@ class UNet(nnx.Module):
       empty = jnp.zeros((*x.shape[:3], config.local_width))
       local = empty if encoded.feature_map is None else encoded.feature_map
       x = x + self.maps_in(local.astype(dtype))
+    if self.colours_in is not None:
+      x = x + self.colours_in(self._colours(x_t, stored, kept, c).astype(dtype))
     skips = [x]
     for stage, count in zip(self.down, runs(down, config.scan), strict=True):
       x, each = run(stage, count, x)
@@ -390,6 +407,23 @@ class UNet(nnx.Module):
     if mask is not None:
       mask = jnp.pad(mask, missing)
     return jnp.pad(context.astype(dtype), (*missing, (0, 0))), mask
+
+  def _colours(
+    self,
+    x_t: jax.Array,
+    stored: Mapping[str, jax.Array],
+    kept: Mapping[str, jax.Array],
+    c: Coefficients | None,
+  ) -> jax.Array:
+    """What the palette makes expect, folded; 0 where it is dropped."""
+    if c is None:
+      raise ValueError('A model with a palette map needs c.')
+    if 'palette' not in stored or 'palette' not in kept:
+      return jnp.zeros_like(fold(x_t, self.config.fold))
+    strength = kept['palette'].astype(jnp.float32)
+    colours = expected_colours(x_t, c, stored['palette'], strength)
+    colours = jnp.where(strength.reshape(-1, 1, 1, 1) != 0, colours, 0)
+    return fold(colours, self.config.fold)
 
   def _pixels(self, x: jax.Array) -> jax.Array:
     if not self.config.learned_variance:

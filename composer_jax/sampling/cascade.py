@@ -349,12 +349,13 @@ def _reverse_process(
     repeat = len(x_t) // len(keys)
     enlarged = None if low_res is None else jnp.concatenate([low_res] * repeat)
     levels = None if level is None else jnp.concatenate([level] * repeat)
+    c = coefficients(alphas_cumprod, t, x_t.ndim)
 
     def network(images):
       x_t, enlarged, maps = images
       given = {**stored, **maps}
       with laid_out(plan.mesh, config.mesh.rules):
-        output = unet(x_t, t, given, kept, low_res=enlarged, level=levels)
+        output = unet(x_t, t, given, kept, c=c, low_res=enlarged, level=levels)
       return output[..., :3]
 
     maps = {c.name: stored[c.name] for c in conditions if c.local and c.name in stored}
@@ -371,7 +372,6 @@ def _reverse_process(
     )
     if guess is None:
       return output
-    c = coefficients(alphas_cumprod, t, x_t.ndim)
     return velocity_around(guess.image, guess.spread, output, x_t, c)
 
   if plan.guided:

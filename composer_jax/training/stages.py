@@ -141,6 +141,7 @@ class Diffusion:
       t,
       stored,
       kept,
+      c=c,
       low_res=low_res,
       level=level,
       dropout_key=next(keys) if config.dropout else None,

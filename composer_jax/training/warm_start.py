@@ -32,6 +32,7 @@ _FREE = (
   'local_hidden',
   'local_width',
   'low_res_size',
+  'palette_map',
   'scan',
 )
 
@@ -110,7 +111,7 @@ def apply_start(model: nnx.Module, start: Start) -> None:
   """Puts the old weights into a new model, in place; traceable.
 
   Layers that bring new conditions in give zeros. An upsampler that is told the level
-  for the first time hears nothing yet.
+  for the first time hears nothing yet, and a palette map shows nothing.
 
   Args:
     model: as drawn.
@@ -126,7 +127,7 @@ def apply_start(model: nnx.Module, start: Start) -> None:
   given = traverse_util.flatten_dict(start.params)
   problems = []
   for path in [path for path in own if path not in given]:
-    if path[0] == 'level_in':
+    if path[0] in ('level_in', 'colours_in'):
       own[path] = jnp.zeros_like(own[path])
     elif not _is_fresh(path, start.fresh):
       problems.append(f'{_name(path)} is missing there')

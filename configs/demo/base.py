@@ -42,6 +42,7 @@ def get_config() -> config_dict.ConfigDict:
     'context_width': 128,
     'local_hidden': 32,
     'local_width': 16,
+    'palette_map': True,
     'learned_variance': False,
     'dtype': 'float32',
   }

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
+import scipy.stats
 import skimage.color
 
 from composer_jax.conditions import palette
-from composer_jax.conditions.palette import Palette, from_colours
+from composer_jax.conditions.palette import Palette, expected_colours, from_colours
+from composer_jax.diffusion.process import Coefficients
 from composer_jax.images import Picture
 
 # Composer, section 2.1, in the counts, order and constants of the authors' code.
@@ -155,6 +158,48 @@ def transport_cost(p, q):
   )
   assert solution.success
   return solution.fun
+
+
+def steps(*signals):
+  signal = jnp.reshape(jnp.array(signals, jnp.float32), (-1, 1, 1, 1))
+  return Coefficients(signal, jnp.sqrt(1 - signal**2))
+
+
+def test_expected_colours_are_those_of_bayes_rule_pixel_by_pixel():
+  size, strength = 6, np.array([1.0, 2.0])
+  rng = np.random.default_rng(0)
+  x_t = rng.normal(size=(2, size, size, 3)).astype(np.float32)
+  stored = rng.dirichlet(np.full(180, 0.05), 2).astype(np.float32)
+  c = steps(0.4, 0.9)
+  image = expected_colours(x_t, c, stored, strength)
+  for b, y, x in np.ndindex(2, size, size):
+    signal, noise = c.signal[b].item(), c.noise[b].item()
+    reach = palette.REACH * np.sqrt(noise / signal)
+
+    def near(at, reach=reach):
+      weights = scipy.stats.norm.pdf(np.arange(size), at, reach * size)
+      return weights / weights.sum()
+
+    seen = np.einsum('i,ijc,j->c', near(y), x_t[b], near(x))
+    # The noise that is left of an average is counted as in the middle of the image.
+    left = (near(size // 2) ** 2).sum() * noise
+    spread = np.hypot(left, (0.1 + 5 * reach) * signal)
+    likelihood = scipy.stats.norm.pdf(seen, signal * (2 * CODEBOOK - 1), spread)
+    share = np.maximum(stored[b], palette.FLOOR) ** strength[b]
+    posterior = share * likelihood.prod(axis=1)
+    expected = posterior @ (2 * CODEBOOK - 1) / posterior.sum()
+    np.testing.assert_allclose(image[b, y, x], expected, atol=2e-5)
+
+
+def test_pure_noise_leaves_the_mean_of_the_palette_and_no_noise_the_colour_seen():
+  stored = np.stack([from_colours([RED, BLUE])] * 2)
+  blue = np.broadcast_to(2.0 * (BLUE / 255) - 1, (2, 16, 16, 3))
+  image = expected_colours(blue, steps(0, 1), stored, np.ones(2))
+  # Smoothing gives other colours a share too.
+  mean = np.maximum(stored[0], palette.FLOOR) @ (2 * CODEBOOK - 1) / stored[0].sum()
+  np.testing.assert_allclose(image[0], np.broadcast_to(mean, (16, 16, 3)), atol=5e-3)
+  assert np.abs(image[1] - blue[1]).max() < 0.1
+  assert np.abs(image[0] - blue[0]).max() > 0.5
 
 
 @pytest.mark.parametrize('seed', range(3))

@@ -14,6 +14,8 @@ from jax import numpy as jnp
 from torch.nn import functional
 
 from composer_jax.conditions import ALL
+from composer_jax.conditions.palette import expected_colours
+from composer_jax.diffusion.process import coefficients
 from composer_jax.models.unet import UNet, UNetConfig, roll, unroll
 from tests.composer_jax.models.public_weights import (
   assert_filled,
@@ -86,9 +88,11 @@ def random_unet(config):
 
 
 @nnx.jit
-def run(model, x_t, t, stored, kept, low_res=None, level=None, dropout_key=None):
+def run(
+  model, x_t, t, stored, kept, low_res=None, level=None, dropout_key=None, c=None
+):
   return model(
-    x_t, t, stored, kept, low_res=low_res, level=level, dropout_key=dropout_key
+    x_t, t, stored, kept, c=c, low_res=low_res, level=level, dropout_key=dropout_key
   )
 
 
@@ -421,6 +425,52 @@ def test_each_condition_changes_the_output_of_the_samples_that_keep_it(
   assert_near(output[1:], without[1:], 1e-5)
 
 
+@pytest.fixture(scope='module')
+def mapped():
+  return random_unet(dataclasses.replace(SINGLE, palette_map=True))
+
+
+def test_a_palette_map_comes_in_beside_the_image():
+  config = dataclasses.replace(SINGLE, palette_map=True)
+  mapped, plain = random_unet(config), random_unet(SINGLE)
+  # With equal convolutions their sum is that of the sum of image and map.
+  mapped.colours_in.kernel[...] = mapped.conv_in.kernel[...]
+  mapped.colours_in.bias[...] = 0 * mapped.colours_in.bias[...]
+  weights = nnx.to_pure_dict(nnx.state(mapped))
+  del weights['colours_in']
+  nnx.update(plain, weights)
+  c = coefficients(jnp.array([0.1, 0.5, 0.9]), jnp.arange(BATCH), X_T.ndim)
+  colours = expected_colours(X_T, c, STORED['palette'], jnp.ones(BATCH))
+  names = kept('palette', 'sketch')
+  wanted = run(plain, X_T + colours, T, STORED, names)
+  assert_near(run(mapped, X_T, T, STORED, names, c=c), wanted)
+  assert np.abs(wanted - run(plain, X_T, T, STORED, names)).max() > 1e-3
+
+
+def test_a_palette_map_shows_nothing_of_a_palette_that_is_dropped(mapped):
+  first, second = (
+    coefficients(jnp.array([a] * BATCH), jnp.arange(BATCH), 4) for a in (0.1, 0.9)
+  )
+  dropped = run(mapped, X_T, T, STORED, kept('sketch'), c=first)
+  np.testing.assert_array_equal(
+    dropped, run(mapped, X_T, T, STORED, kept('sketch'), c=second)
+  )
+  alone = {'sketch': STORED['sketch']}
+  absent = run(mapped, X_T, T, alone, kept('sketch', of=('sketch',)), c=first)
+  assert_near(absent, dropped)
+  both = [run(mapped, X_T, T, STORED, kept('palette'), c=c) for c in (first, second)]
+  assert np.abs(both[0] - both[1]).max() > 1e-3
+
+
+def test_a_palette_map_needs_the_coefficients_and_a_model_that_knows_the_palette(
+  mapped,
+):
+  with pytest.raises(ValueError, match='palette map needs c'):
+    mapped(X_T, T, STORED, kept('palette'))
+  ignorant = dataclasses.replace(SINGLE, conditions=('sketch',), palette_map=True)
+  assert abstract(ignorant).colours_in is None
+
+
 def test_steps_and_images_change_the_output(everything):
   ours, _ = everything
   output = run(ours, X_T, T, STORED, kept())
@@ -472,6 +522,7 @@ def test_without_a_key_the_rate_of_dropout_does_not_matter(with_dropout):
     ({'attention': (True,)}, 'attention has 1 entries and model.multipliers 2'),
     ({'image_size': 9}, 'image_size is 9; expected a multiple of 2'),
     ({'image_size': 36, 'fold': 8}, 'image_size is 36; expected a multiple of 16'),
+    ({'palette_map': True, 'low_res_size': 4}, 'palette_map is True .* upsampler'),
   ],
 )
 def test_config_refuses_what_makes_no_model(changes, message):

@@ -10,6 +10,7 @@ from flax import nnx
 
 from composer_jax.conditions import ALL
 from composer_jax.config import Config, DiffusionConfig
+from composer_jax.diffusion.process import coefficients
 from composer_jax.models.prior import PriorConfig
 from composer_jax.models.unet import UNet, UNetConfig
 from composer_jax.safetensors_files import SafetensorsFiles
@@ -190,6 +191,18 @@ def test_an_upsampler_told_the_level_for_the_first_time_does_not_hear_it():
   wanted = old(X_T, T, {}, {}, low_res=low_res)
   made = model(X_T, T, {}, {}, low_res=low_res, level=jnp.array([0, 100, 500]))
   np.testing.assert_array_equal(made, wanted)
+
+
+def test_a_palette_map_that_is_new_shows_nothing():
+  blind = dataclasses.replace(SMALL, conditions=('palette',))
+  old = random_unet(config_of(blind))
+  seeing = dataclasses.replace(blind, palette_map=True)
+  model = started(old, config_of(blind), config_of(seeing))
+  c = coefficients(jnp.array([0.1, 0.5, 0.9]), jnp.arange(len(X_T)), X_T.ndim)
+  stored = {'palette': np.full((len(X_T), 180), 1 / 180, np.float32)}
+  kept = {'palette': jnp.ones(len(X_T), bool)}
+  made = model(X_T, T, stored, kept, c=c)
+  np.testing.assert_array_equal(made, old(X_T, T, stored, kept))
 
 
 @pytest.mark.parametrize(
