@@ -137,7 +137,7 @@ class Condition(abc.ABC):
 
     Returns:
       Their colours, gray ones if `colour_open`, float (B, S, S, 3) in [-1, 1], and
-      where they are, (B, S, S, 1) from 0 to 1; None for a condition that gives no pixels.
+      where they are, (B, S, S, 1) from 0 to 1; None for a condition that gives none.
     """
     del stored
     return None

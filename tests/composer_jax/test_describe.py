@@ -12,6 +12,7 @@ from flax import nnx
 from composer_jax import cli, config_files
 from composer_jax.conditions import by_name
 from composer_jax.describe import describe, flops_by_argument
+from composer_jax.diffusion.process import coefficients
 from composer_jax.training.stages import Diffusion
 
 PAPER = {
@@ -75,7 +76,8 @@ def test_all_flops_are_those_that_xla_counts():
 
   def run(weights):
     x_t, t = jnp.zeros((1, 48, 48, 3)), jnp.zeros(1, jnp.int32)
-    return nnx.merge(graph, weights)(x_t, t, stored, kept)
+    c = coefficients(jnp.full(1, 0.5), t, x_t.ndim)
+    return nnx.merge(graph, weights)(x_t, t, stored, kept, c=c)
 
   wanted = jax.jit(run).lower(weights).cost_analysis()['flops']
   assert describe(large).forward_flops == pytest.approx(wanted, rel=0.06)
