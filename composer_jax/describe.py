@@ -137,12 +137,12 @@ def _stage(
     't': array((), jnp.int32),
     'stored': {name: batch[name] for name in unet.conditions},
     'kept': {name: array((), bool) for name in unet.conditions},
-    'c': Coefficients(array((1, 1, 1)), array((1, 1, 1))),
     'low_res': array(image) if unet.low_res_size else None,
     'level': array((), jnp.int32) if unet.low_res_size else None,
   }
 
   def denoise(model: UNet, given: Any) -> Any:
-    return model(**given)
+    half = jnp.full((1, 1, 1, 1), 0.5**0.5)
+    return model(**given, c=Coefficients(half, half))
 
   return build, denoise, given
