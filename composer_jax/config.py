@@ -74,8 +74,6 @@ class DiffusionConfig:
       upsampler. Above 0 it predicts only what that leaves open of v; 0 for all of it.
     given_spread: the same around the pixels that a condition gives outright, such as
       the visible part of a mask.
-    gray_spread: the same around the gray of pixels of which the intensity leaves the
-      colour open.
     crop: side of the random squares that training cuts out of each image, in pixels
       of the model; 0 for whole images. For upsamplers (Ramesh et al. 2022, 2.3).
   """
@@ -88,7 +86,6 @@ class DiffusionConfig:
   low_res_level: int = 0
   low_res_spread: float = 0.0
   given_spread: float = 0.0
-  gray_spread: float = 0.0
   crop: int = 0
 
   def __post_init__(self):
@@ -99,10 +96,9 @@ class DiffusionConfig:
       low_res_level=(0, LEVELS - 1),
       low_res_spread=(0, sys.float_info.max),
       given_spread=(0, sys.float_info.max),
-      gray_spread=(0, sys.float_info.max),
       crop=(0, math.inf),
     )
-    for name in ('low_res_spread', 'given_spread', 'gray_spread'):
+    for name in ('low_res_spread', 'given_spread'):
       if getattr(self, name) and self.prediction != 'v':
         raise ValueError(
           f'diffusion.{name} is {getattr(self, name)} and diffusion.prediction'

@@ -81,7 +81,6 @@ class Condition(abc.ABC):
     embedded: made by a trained `Encoder` rather than by `extract`.
     drop_rate: probability of dropping it alone in joint training
       (Composer, section 2.2).
-    colour_open: what it gives of pixels is their gray alone, see `given`.
     extra_tokens: number of context tokens that the vector is projected to.
     higher_is_better: for each name that `fidelity` returns, in the same order.
   """
@@ -92,7 +91,6 @@ class Condition(abc.ABC):
   embedded: ClassVar[bool] = False
   from_text: ClassVar[bool] = False
   drop_rate: ClassVar[float] = 0.5
-  colour_open: ClassVar[bool] = False
   extra_tokens: ClassVar[int] = 0
   higher_is_better: ClassVar[dict[str, bool]]
 
@@ -133,11 +131,11 @@ class Condition(abc.ABC):
     """
 
   def given(self, stored: jax.Array) -> tuple[jax.Array, jax.Array] | None:
-    """The pixels of the image that the condition gives outright, or their gray.
+    """The pixels of the image that the condition gives outright.
 
     Returns:
-      Their colours, gray ones if `colour_open`, float (B, S, S, 3) in [-1, 1], and
-      where they are, (B, S, S, 1) from 0 to 1; None for a condition that gives none.
+      Their colours, float (B, S, S, 3) in [-1, 1], and where they are, (B, S, S, 1)
+      from 0 to 1; None for a condition that gives no pixels.
     """
     del stored
     return None

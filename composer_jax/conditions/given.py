@@ -31,7 +31,6 @@ def first_guess(
   kept: Mapping[str, jax.Array],
   *,
   given_spread: float,
-  gray_spread: float = 0.0,
   low_res: jax.Array | None = None,
   low_res_spread: float = 0.0,
 ) -> Guess | None:
@@ -45,8 +44,6 @@ def first_guess(
     kept: by name, (B,): which samples follow the condition, 0 or False for none.
     given_spread: of images around the pixels that a condition gives; 0 leaves these
       to the network.
-    gray_spread: of images around the gray that a condition gives; 0 leaves it to the
-      network.
     low_res: enlarged low-resolution images (B, S, S, 3), or None.
     low_res_spread: of images around `low_res`; 0 leaves that to the network too.
 
@@ -56,19 +53,19 @@ def first_guess(
   """
   if low_res is not None and low_res_spread:
     guess = Guess(low_res, low_res_spread)
-  elif given_spread or gray_spread:
+  elif given_spread:
     guess = Guess(jnp.zeros_like(x_t), 1.0)
   else:
     return None
+  if not given_spread:
+    return guess
   for condition in conditions:
-    spread = gray_spread if condition.colour_open else given_spread
-    if spread and condition.name in stored and condition.name in kept:
+    if condition.name in stored and condition.name in kept:
       given = condition.given(stored[condition.name])
       if given is not None:
-        image, where = (average(x, x_t.shape[1]) for x in given)
+        colour, where = (average(x, x_t.shape[1]) for x in given)
         follow = kept[condition.name] != 0
         where = (where > 1 - 1e-6) & follow.reshape(-1, 1, 1, 1)
-        where &= spread < guess.spread
-        image = jnp.where(where, image, guess.image)
-        guess = Guess(image, jnp.where(where, spread, guess.spread))
+        image = jnp.where(where, colour, guess.image)
+        guess = Guess(image, jnp.where(where, given_spread, guess.spread))
   return guess

@@ -7,7 +7,6 @@ weights from a set of pre-defined weights", so that colour cannot be read back.
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from composer_jax.conditions.condition import Condition, Spec
@@ -31,7 +30,6 @@ class Intensity(Condition):
   name = 'intensity'
   stored = False
   drop_rate = 0.7
-  colour_open = True
   higher_is_better = {'correlation': True, 'rank_correlation': True, 'rmse': False}
 
   def spec(self, size: int) -> Spec:
@@ -50,10 +48,6 @@ class Intensity(Condition):
 
   def features(self, stored: jax.Array) -> jax.Array:
     return stored.astype('float32') / 127.5 - 1
-
-  def given(self, stored: jax.Array) -> tuple[jax.Array, jax.Array]:
-    gray = self.features(stored)
-    return jnp.repeat(gray, 3, axis=-1), jnp.ones_like(gray)
 
   def draw(self, stored: np.ndarray) -> np.ndarray:
     return np.repeat(stored, 3, axis=-1)

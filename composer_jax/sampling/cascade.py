@@ -367,7 +367,6 @@ def _reverse_process(
       stored,
       kept,
       given_spread=diffusion.given_spread,
-      gray_spread=diffusion.gray_spread,
       low_res=enlarged,
       low_res_spread=diffusion.low_res_spread,
     )

@@ -155,7 +155,6 @@ class Diffusion:
       stored,
       kept,
       given_spread=shape.given_spread,
-      gray_spread=shape.gray_spread,
       low_res=low_res,
       low_res_spread=shape.low_res_spread,
     )

@@ -53,7 +53,6 @@ def get_config() -> config_dict.ConfigDict:
     'prediction': 'v',  # Short training drifts in colour with eps.
     'weighting': 'none',
     'given_spread': 0.1,  # What the mask shows need not be learned.
-    'gray_spread': 0.3,  # Nor the gray of the intensity.
   }
   config.optimizer = {
     'name': 'muon',

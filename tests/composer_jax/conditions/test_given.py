@@ -10,7 +10,7 @@ from composer_jax.conditions.given import first_guess
 RNG = np.random.default_rng(0)
 X_T = jnp.zeros((2, 4, 4, 3))
 KEPT = {'mask': np.array([True, False]), 'palette': np.ones(2, bool)}
-KNOWN = by_name(['palette', 'intensity', 'mask'])
+KNOWN = by_name(['palette', 'mask'])
 
 
 def stored_of(size):
@@ -77,33 +77,3 @@ def test_conditions_that_are_not_there_give_nothing():
   guess = first_guess(X_T, KNOWN, {}, {}, given_spread=0.1)
   np.testing.assert_array_equal(guess.image, 0)
   assert guess.spread == 1.0
-
-
-def test_the_least_spread_wins_among_gray_low_resolution_and_visible_pixels():
-  stored = stored_of(4)
-  intensity = RNG.integers(0, 256, (2, 4, 4, 1)).astype(np.uint8)
-  stored['intensity'] = jnp.asarray(intensity)
-  kept = KEPT | {'intensity': np.array([0.5, 1.0])}
-  gray = np.repeat(intensity / 127.5 - 1, 3, axis=-1)
-  visible = np.asarray(stored['mask'])[..., 3:] > 0
-  visible[1] = False
-  colour = np.asarray(stored['mask'])[..., :3] / 127.5 - 1
-  for low_res_spread, behind, spread in ((0.25, X_T, 0.25), (0.0, gray, 0.3)):
-    guess = first_guess(
-      X_T,
-      KNOWN,
-      stored,
-      kept,
-      given_spread=0.1,
-      gray_spread=0.3,
-      low_res=X_T,
-      low_res_spread=low_res_spread,
-    )
-    np.testing.assert_allclose(
-      guess.image, np.where(visible, colour, behind), atol=1e-6
-    )
-    np.testing.assert_allclose(guess.spread, np.where(visible, 0.1, spread), atol=1e-7)
-  kept['intensity'] = np.zeros(2)
-  guess = first_guess(X_T, KNOWN, stored, kept, given_spread=0.0, gray_spread=0.3)
-  np.testing.assert_array_equal(guess.image, 0)
-  np.testing.assert_array_equal(guess.spread, 1)

@@ -154,17 +154,6 @@ def test_a_base_model_that_may_not_leave_what_is_given_returns_it():
   assert error[1].mean() > 0.1
 
 
-def test_a_base_model_that_may_not_leave_the_gray_returns_it():
-  diffusion = {'prediction': 'v', 'gray_spread': 1e-4}
-  base = denoising(names=('intensity',), diffusion=diffusion, guidance=1.0)
-  gray = np.random.default_rng(0).integers(64, 192, (2, SIZE, SIZE, 1)).astype(np.uint8)
-  stored, kept = {'intensity': gray}, {'intensity': np.array([True, False])}
-  made = np.asarray(follow(base, stored, kept, keys(1, 2), steps=20))
-  error = np.abs(made - (gray / 127.5 - 1))
-  assert error[0].max() < 1e-2
-  assert error[1].mean() > 0.1
-
-
 @pytest.mark.parametrize('level', [0, 200])
 def test_the_noise_on_the_low_resolution_image_is_drawn_from_the_key(level):
   large = denoising(
