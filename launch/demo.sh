@@ -10,7 +10,7 @@ pictures, trains an encoder, a prior, a base model and two upsamplers, then comp
 measures.
 Interrupted, it goes on where it was when run again with the same arguments.
 
-  --minutes N   minutes of training in all (default 10.5), shared out as
+  --minutes N   minutes of training in all (default 11), shared out as
                 1 : 0.5 : 7.75 : 1.5 : 0.75 to encoder, prior, base model and upsamplers;
                 preparing and reporting come on top
   --out DIR     where data, models and report go (default: demo/ in the repository)
@@ -24,7 +24,7 @@ die() {
 
 unset CDPATH
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
-minutes=10.5
+minutes=11
 out=$root/demo
 while (($#)); do
   case $1 in
@@ -45,7 +45,7 @@ while (($#)); do
   shift
 done
 [[ $minutes =~ ^[0-9]*[.]?[0-9]+$ && $minutes =~ [1-9] ]] ||
-  die "--minutes is '$minutes'; give a number above 0, such as 10.5."
+  die "--minutes is '$minutes'; give a number above 0, such as 11."
 [[ -n $out ]] || die '--out is empty.'
 
 mkdir -p -- "$out"
@@ -91,12 +91,12 @@ composer_jax=$root/.venv/bin/composer-jax
 cores=$(getconf _NPROCESSORS_ONLN)
 devices=1
 while ((2 * devices <= cores && devices < 8)); do devices=$((2 * devices)); done
-flags="--xla_force_host_platform_device_count=$devices"
-flags+=' --xla_cpu_multi_thread_eigen=false'
+XLA_FLAGS+=" --xla_force_host_platform_device_count=$devices"
+export XLA_FLAGS+=' --xla_cpu_multi_thread_eigen=false'
 
 # Trains one stage: train CONFIG FOLDER DATA SHARE
 train() {
-  XLA_FLAGS="${XLA_FLAGS:-} $flags" "$composer_jax" train --config "configs/demo/$1.py" --workdir "$out/model/$2" \
+  "$composer_jax" train --config "configs/demo/$1.py" --workdir "$out/model/$2" \
     "--config.data.path=$out/$3" "--config.train.minutes=$(share "$4")"
   # Stopped by a signal, it has saved and ended well, but is not done.
   [[ -e $out/model/$2/finished ]] || return 75

@@ -64,6 +64,7 @@ def test_a_model_that_trains_on_crops_works_on_no_more_on_two_slices(capsys):
   words = [
     *(*SMALL, '--config.model.conditions=()', '--config.data.batch_size=64'),
     *('--config.mesh.data=2', '--config.mesh.fsdp=4'),
+    '--config.model.palette_map=False',
   ]
   crops = ['--config.diffusion.crop=8', '--config.model.low_res_size=8']
   slices = ['--topology=v5e:2x2', '--slices=2']
