@@ -10,7 +10,7 @@ pictures, trains an encoder, a prior, a base model and two upsamplers, then comp
 measures.
 Interrupted, it goes on where it was when run again with the same arguments.
 
-  --minutes N   minutes of training in all (default 11), shared out as
+  --minutes N   minutes of training in all (default 12), shared out as
                 1 : 0.5 : 7.75 : 1.5 : 0.75 to encoder, prior, base model and upsamplers;
                 preparing and reporting come on top
   --out DIR     where data, models and report go (default: demo/ in the repository)
@@ -24,7 +24,7 @@ die() {
 
 unset CDPATH
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
-minutes=11
+minutes=12
 out=$root/demo
 while (($#)); do
   case $1 in
@@ -45,7 +45,7 @@ while (($#)); do
   shift
 done
 [[ $minutes =~ ^[0-9]*[.]?[0-9]+$ && $minutes =~ [1-9] ]] ||
-  die "--minutes is '$minutes'; give a number above 0, such as 11."
+  die "--minutes is '$minutes'; give a number above 0, such as 12."
 [[ -n $out ]] || die '--out is empty.'
 
 mkdir -p -- "$out"
