@@ -24,7 +24,7 @@ from composer_jax import conditions
 from composer_jax.composer import Composer, decompose, square_of
 from composer_jax.conditions.palette import expected_colours
 from composer_jax.diffusion.process import coefficients, q_sample
-from composer_jax.diffusion.resolution import to_float
+from composer_jax.diffusion.resolution import to_float, to_uint8
 from composer_jax.diffusion.schedule import make_schedule
 from composer_jax.evaluation.curves import read_curves
 from composer_jax.images import Picture
@@ -113,15 +113,9 @@ def expected(records: list[dict]) -> Image.Image:
     palette = np.stack([record['palette']] * len(steps))
     colours = expected_colours(x_t, c, palette, np.ones(len(steps)))
     drawn = conditions.by_name(['palette'])[0].draw(record['palette'])
-    for first, images in ((np.array(image[0]), x_t), (None, colours)):
-      pixels = [to_uint8(np.array(one)) for one in images]
-      rows.append([drawn if first is None else to_uint8(first), *pixels])
+    rows.append(list(to_uint8(np.concatenate([image, x_t]))))
+    rows.append([drawn, *to_uint8(np.array(colours))])
   return grid(rows, ['image, palette', *(f'step {step} of 1000' for step in steps)])
-
-
-def to_uint8(image: np.ndarray) -> np.ndarray:
-  """Floats in about [-1, 1] to uint8."""
-  return np.clip(np.round((image + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
 def recomposed(composer: Composer, records: list[dict]) -> Image.Image:

@@ -68,6 +68,7 @@ SINGLE = dataclasses.replace(
   head_width=8,
   conditions=('caption', 'palette', 'sketch'),
 )
+MAPPED = dataclasses.replace(SINGLE, palette_map=True)
 UPSAMPLER = dataclasses.replace(
   PLAIN,
   image_size=16,
@@ -427,23 +428,22 @@ def test_each_condition_changes_the_output_of_the_samples_that_keep_it(
 
 @pytest.fixture(scope='module')
 def mapped():
-  return random_unet(dataclasses.replace(SINGLE, palette_map=True))
+  return random_unet(MAPPED)
 
 
 def test_a_palette_map_comes_in_beside_the_image():
-  config = dataclasses.replace(SINGLE, palette_map=True)
-  mapped, plain = random_unet(config), random_unet(SINGLE)
+  seeing, plain = random_unet(MAPPED), random_unet(SINGLE)
   # With equal convolutions their sum is that of the sum of image and map.
-  mapped.colours_in.kernel[...] = mapped.conv_in.kernel[...]
-  mapped.colours_in.bias[...] = 0 * mapped.colours_in.bias[...]
-  weights = nnx.to_pure_dict(nnx.state(mapped))
+  seeing.colours_in.kernel[...] = seeing.conv_in.kernel[...]
+  seeing.colours_in.bias[...] = jnp.zeros_like(seeing.colours_in.bias[...])
+  weights = nnx.to_pure_dict(nnx.state(seeing))
   del weights['colours_in']
   nnx.update(plain, weights)
   c = coefficients(jnp.array([0.1, 0.5, 0.9]), jnp.arange(BATCH), X_T.ndim)
   colours = expected_colours(X_T, c, STORED['palette'], jnp.ones(BATCH))
   names = kept('palette', 'sketch')
   wanted = run(plain, X_T + colours, T, STORED, names)
-  assert_near(run(mapped, X_T, T, STORED, names, c=c), wanted)
+  assert_near(run(seeing, X_T, T, STORED, names, c=c), wanted)
   assert np.abs(wanted - run(plain, X_T, T, STORED, names)).max() > 1e-3
 
 
@@ -467,7 +467,7 @@ def test_a_palette_map_needs_the_coefficients_and_a_model_that_knows_the_palette
 ):
   with pytest.raises(ValueError, match='palette map needs c'):
     mapped(X_T, T, STORED, kept('palette'))
-  ignorant = dataclasses.replace(SINGLE, conditions=('sketch',), palette_map=True)
+  ignorant = dataclasses.replace(MAPPED, conditions=('sketch',))
   assert abstract(ignorant).colours_in is None
 
 
