@@ -72,6 +72,8 @@ class DiffusionConfig:
     low_res_level: largest level of that, under 1000; 0 for none.
     low_res_spread: standard deviation of images around the enlarged input of an
       upsampler. Above 0 it predicts only what that leaves open of v; 0 for all of it.
+    low_res_details: whether what the intensity shows is added to the enlarged input
+      first, as far as it is too fine for that; needs `low_res_spread`.
     given_spread: the same around the pixels that a condition gives outright, such as
       the visible part of a mask.
     crop: side of the random squares that training cuts out of each image, in pixels
@@ -85,6 +87,7 @@ class DiffusionConfig:
   low_res_degradation: Literal['noise', 'blur', 'bsr'] = 'noise'
   low_res_level: int = 0
   low_res_spread: float = 0.0
+  low_res_details: bool = False
   given_spread: float = 0.0
   crop: int = 0
 
@@ -104,6 +107,11 @@ class DiffusionConfig:
           f'diffusion.{name} is {getattr(self, name)} and diffusion.prediction'
           f' {self.prediction!r}; expected "v", or a spread of 0.'
         )
+    if self.low_res_details and not self.low_res_spread:
+      raise ValueError(
+        'diffusion.low_res_details is True and diffusion.low_res_spread 0; expected a'
+        ' spread above 0, as details are added to what the prediction starts from.'
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +129,7 @@ class OptimizerConfig:
     beta2: second-moment decay.
     weight_decay: decoupled weight decay.
     muon_rms: root mean square of Muon's updates, as a share of the learning rate.
+    muon_iterations: of Newton and Schulz, by which Muon makes a momentum orthogonal.
     clip_norm: largest global norm of the gradient.
     ema: decay of the average of the weights.
     accumulate: micro-batches whose gradients are averaged in a step; divides the
@@ -135,6 +144,7 @@ class OptimizerConfig:
   beta2: float = 0.999
   weight_decay: float = 0.0
   muon_rms: float = 0.2
+  muon_iterations: int = 4
   clip_norm: float = 1.0
   ema: float = 0.9999
   accumulate: int = 1
@@ -150,6 +160,7 @@ class OptimizerConfig:
       beta2=(0, 1),
       weight_decay=(0, sys.float_info.max),
       muon_rms=(0, sys.float_info.max),
+      muon_iterations=(1, math.inf),
       clip_norm=(0, math.inf),
       ema=(0, 1),
       accumulate=(1, math.inf),
@@ -360,6 +371,13 @@ class Config:
         ' model.low_res_size 0; expected a spread of 0, as a base model has no'
         ' low-resolution input.'
       )
+    sides = {'model.image_size': model.image_size, 'diffusion.crop': crop}
+    for name, side in sides.items():
+      if self.diffusion.low_res_details and side % model.enlargement:
+        raise ValueError(
+          f'{name} is {side} and diffusion.low_res_details True; expected a multiple of'
+          f' {model.enlargement}, the times that an image becomes larger.'
+        )
     self._check_parts(model)
 
   def _check_parts(self, model: UNetConfig) -> None:

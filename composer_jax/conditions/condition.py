@@ -140,6 +140,16 @@ class Condition(abc.ABC):
     del stored
     return None
 
+  def gray(self, stored: jax.Array) -> jax.Array | None:
+    """How bright the image is at each pixel, as far as the condition gives it.
+
+    Returns:
+      Float (B, S, S, 1) in [-1, 1], by whatever weights of the channels; None for a
+      condition that does not give it.
+    """
+    del stored
+    return None
+
   @abc.abstractmethod
   def draw(self, stored: np.ndarray) -> np.ndarray:
     """A picture of one stored value for people: uint8 sRGB (height, width, 3)."""

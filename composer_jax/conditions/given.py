@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from composer_jax.conditions.condition import Condition
-from composer_jax.diffusion.resolution import average
+from composer_jax.diffusion.resolution import average, enlarge
 
 
 class Guess(NamedTuple):
@@ -33,6 +33,7 @@ def first_guess(
   given_spread: float,
   low_res: jax.Array | None = None,
   low_res_spread: float = 0.0,
+  details: int = 0,
 ) -> Guess | None:
   """The guess that a network starts from, see `diffusion.process.velocity_around`.
 
@@ -46,6 +47,8 @@ def first_guess(
       to the network.
     low_res: enlarged low-resolution images (B, S, S, 3), or None.
     low_res_spread: of images around `low_res`; 0 leaves that to the network too.
+    details: how many times larger `low_res` was made, to add to it what a condition
+      that gives the brightness shows and that size could not; 0 adds nothing.
 
   Returns:
     None if nothing is guessed. Where only some pixels are, the others are 0 with a
@@ -53,6 +56,8 @@ def first_guess(
   """
   if low_res is not None and low_res_spread:
     guess = Guess(low_res, low_res_spread)
+    if details:
+      guess = _sharpened(guess, conditions, stored, kept, details)
   elif given_spread:
     guess = Guess(jnp.zeros_like(x_t), 1.0)
   else:
@@ -69,3 +74,23 @@ def first_guess(
         image = jnp.where(where, colour, guess.image)
         guess = Guess(image, jnp.where(where, given_spread, guess.spread))
   return guess
+
+
+def _sharpened(
+  guess: Guess,
+  conditions: Sequence[Condition],
+  stored: Mapping[str, jax.Array],
+  kept: Mapping[str, jax.Array],
+  scale: int,
+) -> Guess:
+  """Adds to all channels what the brightness has and its own enlargement has not."""
+  image, side = guess.image, guess.image.shape[1]
+  for condition in conditions:
+    if condition.name in stored and condition.name in kept:
+      gray = condition.gray(stored[condition.name])
+      if gray is not None:
+        gray = average(gray, side)
+        finer = gray - enlarge(average(gray, side // scale), side)
+        follow = kept[condition.name] != 0
+        image += jnp.where(follow.reshape(-1, 1, 1, 1), finer, 0)
+  return guess._replace(image=image)

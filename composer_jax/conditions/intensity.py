@@ -49,6 +49,9 @@ class Intensity(Condition):
   def features(self, stored: jax.Array) -> jax.Array:
     return stored.astype('float32') / 127.5 - 1
 
+  def gray(self, stored: jax.Array) -> jax.Array:
+    return self.features(stored)
+
   def draw(self, stored: np.ndarray) -> np.ndarray:
     return np.repeat(stored, 3, axis=-1)
 

@@ -124,6 +124,11 @@ class UNetConfig:
     return self.fold * 2 ** (len(self.multipliers) - 1)
 
   @property
+  def enlargement(self) -> int:
+    """How many times an upsampler makes an image larger; 0 for a base model."""
+    return self.image_size // self.low_res_size if self.low_res_size else 0
+
+  @property
   def grid(self) -> int:
     """Side of the first level."""
     return self.image_size // self.fold

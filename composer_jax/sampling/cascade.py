@@ -369,6 +369,7 @@ def _reverse_process(
       given_spread=diffusion.given_spread,
       low_res=enlarged,
       low_res_spread=diffusion.low_res_spread,
+      details=shape.enlargement if diffusion.low_res_details else 0,
     )
     if guess is None:
       return output

@@ -157,6 +157,7 @@ class Diffusion:
       given_spread=shape.given_spread,
       low_res=low_res,
       low_res_spread=shape.low_res_spread,
+      details=config.enlargement if shape.low_res_details else 0,
     )
     if guess is not None:
       output = velocity_around(guess.image, guess.spread, output, x_t, c)

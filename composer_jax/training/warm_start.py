@@ -88,7 +88,7 @@ def _differences(old: Config, new: Config) -> list[str]:
   if old.stage != new.stage:
     return [f'stage {old.stage!r} there, {new.stage!r} here']
   names = [f.name for f in dataclasses.fields(new.model) if f.name not in _FREE]
-  shaped = ('prediction', 'low_res_spread', 'given_spread')
+  shaped = ('prediction', 'low_res_spread', 'low_res_details', 'given_spread')
   pairs = [
     (f'{part}.{name}', getattr(there, name), getattr(here, name))
     for part, there, here, own in (

@@ -57,6 +57,7 @@ def get_config() -> config_dict.ConfigDict:
   config.optimizer = {
     'name': 'muon',
     'muon_rms': 0.6,
+    'muon_iterations': 3,  # Faster than 4, and learns as much.
     'learning_rate': 3e-3,
     'warmup_steps': 100,
     'cooldown': 0.5,
@@ -72,5 +73,5 @@ def get_config() -> config_dict.ConfigDict:
     'seed': 0,
   }
   config.mesh = {'data': -1, 'fsdp': 1}
-  config.sample = {'steps': 15, 'guidance': 2.5, 'eta': 1.0}
+  config.sample = {'steps': 15, 'guidance': 2.5, 'rescale': 0.7, 'eta': 1.0}
   return config

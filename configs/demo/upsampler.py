@@ -44,12 +44,14 @@ def get_config() -> config_dict.ConfigDict:
     'weighting': 'none',
     'low_res_level': 100,  # At most: the base model's images are not perfect.
     'low_res_spread': 0.25,  # It predicts what its input leaves open.
+    'low_res_details': True,  # What the intensity shows need not be learned.
     'given_spread': 0.1,
     'crop': 32,
   }
   config.optimizer = {
     'name': 'muon',
     'muon_rms': 0.6,
+    'muon_iterations': 3,  # Faster than 4, and learns as much.
     'learning_rate': 3e-3,
     'warmup_steps': 100,
     'cooldown': 0.5,
@@ -65,5 +67,6 @@ def get_config() -> config_dict.ConfigDict:
     'seed': 0,
   }
   config.mesh = {'data': -1, 'fsdp': 1}
-  config.sample = {'steps': 6, 'guidance': 1.0, 'eta': 1.0, 'low_res_level': 0}
+  # More steps of a model so briefly trained only add grain.
+  config.sample = {'steps': 2, 'guidance': 1.0, 'eta': 1.0, 'low_res_level': 0}
   return config

@@ -26,4 +26,5 @@ def get_config() -> config_dict.ConfigDict:
   config.diffusion.crop = 64
   config.diffusion.given_spread = 0.0
   config.diffusion.low_res_spread = 0.15
+  config.diffusion.low_res_details = False
   return config

@@ -24,5 +24,6 @@ def widened(config: config_dict.ConfigDict, channels: int) -> config_dict.Config
   config.data.batch_size = 512
   config.data.workers = 4
   config.optimizer.ema = 0.999
+  config.sample.steps = 6
   config.train.steps = 2000
   return config

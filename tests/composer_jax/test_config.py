@@ -125,6 +125,11 @@ def test_an_own_config_file_is_preferred(tmp_path, monkeypatch):
     ('--config.diffusion.crop=40', 'diffusion.crop is 40; .* up to .*image_size, 32'),
     ('--config.diffusion.given_spread=-1.0', 'given_spread is -1.0; .* at least 0'),
     (
+      '--config.diffusion.low_res_details=True',
+      'low_res_details is True and .*low_res_spread 0; expected a spread above 0',
+    ),
+    ('--config.optimizer.muon_iterations=0', 'muon_iterations is 0; .* at least 1'),
+    (
       '--config.diffusion.low_res_spread=0.2',
       'low_res_spread is 0.2 and .*a base model',
     ),

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from skimage.measure import block_reduce
 
 from composer_jax.conditions import by_name
 from composer_jax.conditions.given import first_guess
@@ -41,6 +43,31 @@ def test_the_guess_of_an_upsampler_is_its_low_resolution_image():
   )
   np.testing.assert_array_equal(guess.image, low)
   assert guess.spread == 0.25
+
+
+@pytest.mark.parametrize('scale', [1, 2])
+def test_what_the_intensity_shows_sharpens_the_low_resolution_image(scale):
+  side, small = 8, 4
+  intensity = RNG.integers(0, 256, (2, side * scale, side * scale, 1)).astype(np.uint8)
+  low = jnp.asarray(RNG.normal(size=(2, side, side, 3)), jnp.float32)
+  guess = first_guess(
+    jnp.zeros_like(low),
+    by_name(['intensity', 'mask']),
+    {'intensity': jnp.asarray(intensity)},
+    {'intensity': np.array([0.5, 0.0])},
+    given_spread=0.0,
+    low_res=low,
+    low_res_spread=0.25,
+    details=side // small,
+  )
+  # Of the first image's gray exactly what one of 4 x 4 pixels can't hold is added.
+  gray = block_reduce(intensity[0, ..., 0] / 127.5 - 1, (scale, scale), np.mean)
+  reduced = jnp.asarray(block_reduce(gray, (2, 2), np.mean))
+  finer = gray - np.asarray(jax.image.resize(reduced, (side, side), 'cubic'))
+  np.testing.assert_allclose(guess.image[0], low[0] + finer[..., None], atol=1e-5)
+  np.testing.assert_array_equal(guess.image[1], low[1])
+  assert guess.spread == 0.25
+  assert np.abs(finer).max() > 0.1
 
 
 @pytest.mark.parametrize('scale', [1, 2])

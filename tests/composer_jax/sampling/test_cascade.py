@@ -140,6 +140,25 @@ def test_an_upsampler_that_hardly_may_leave_its_input_returns_it():
   np.testing.assert_allclose(made, wanted, atol=1e-2)
 
 
+def test_an_upsampler_adds_the_details_of_the_intensity_to_its_input():
+  large = denoising(
+    names=('intensity',),
+    model={'image_size': SIZE, 'low_res_size': SIZE // 2},
+    diffusion={'prediction': 'v', 'low_res_spread': 1e-4, 'low_res_details': True},
+    guidance=1.0,
+  )
+  # Stripes of a pixel, of which the small image shows the mean.
+  columns = np.arange(SIZE)[None, None, :, None] % 2
+  stripes = np.broadcast_to(96 + 64 * columns, (2, SIZE, SIZE, 1))
+  stored = {'intensity': stripes.astype(np.uint8)}
+  small = jnp.zeros((2, SIZE // 2, SIZE // 2, 3))
+  kept = {'intensity': np.array([True, False])}
+  made = np.asarray(follow(large, stored, kept, keys(1, 2), small, steps=20))
+  wanted = np.broadcast_to((64 * columns[0] - 32) / 127.5, made[0].shape)
+  np.testing.assert_allclose(made[0], wanted, atol=1e-2)
+  np.testing.assert_allclose(made[1], 0, atol=1e-2)
+
+
 def test_a_base_model_that_may_not_leave_what_is_given_returns_it():
   base = denoising(
     names=('mask',), diffusion={'prediction': 'v', 'given_spread': 1e-4}, guidance=1.0

@@ -56,17 +56,27 @@ def test_updates_equal_those_of_optax_adamw_after_clipping():
       np.testing.assert_allclose(-our_updates[name], their_updates[name], rtol=1e-5)
 
 
-def orthogonalised(matrix, steps=5):
-  """The Newton-Schulz iteration of Jordan et al. 2024, in float64."""
-  x = matrix / np.linalg.norm(matrix)
+def orthogonalised(matrix, steps):
+  """The Newton-Schulz iteration of Jordan et al. 2024, in float64.
+
+  Rows start at the lengths of an almost orthogonal layer (Prach and Lampert 2022).
+  """
+  x = matrix / np.sqrt(np.abs(matrix @ matrix.T).sum(axis=1, keepdims=True))
   for _ in range(steps):
     gram = x @ x.T
     x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
   return x
 
 
-def test_muon_orthogonalises_kernels_and_leaves_all_else_to_adam():
-  config = OptimizerConfig(name='muon', muon_rms=0.5, clip_norm=1e9, beta1=0.8)
+@pytest.mark.parametrize('iterations', [3, 4])
+def test_muon_orthogonalises_kernels_and_leaves_all_else_to_adam(iterations):
+  config = OptimizerConfig(
+    name='muon',
+    muon_rms=0.5,
+    muon_iterations=iterations,
+    clip_norm=1e9,
+    beta1=0.8,
+  )
   shapes = {'kernel': (3, 3, 4, 6), 'dense': (5, 7), 'bias': (6,)}
   keys = dict(zip(shapes, jax.random.split(jax.random.key(0), 3), strict=True))
   grads = {name: jax.random.normal(keys[name], shape) for name, shape in shapes.items()}
@@ -75,7 +85,7 @@ def test_muon_orthogonalises_kernels_and_leaves_all_else_to_adam():
   updates, _ = optimizer.update(grads, optimizer.init(params), params)
   kernel = np.asarray(grads['kernel'], np.float64).reshape(36, 6)
   # Its RMS is that of an orthogonal matrix times muon_rms sqrt(36).
-  wanted = orthogonalised(kernel.T).T * 0.5 * np.sqrt(36)
+  wanted = orthogonalised(kernel.T, iterations).T * 0.5 * np.sqrt(36)
   np.testing.assert_allclose(updates['kernel'].reshape(36, 6), wanted, atol=2e-3)
   for name in ('dense', 'bias'):  # Adam's first step goes by the sign alone.
     ratio = np.asarray(updates[name]) / np.sign(grads[name])

@@ -39,7 +39,7 @@ def setup(make_config, source_of):
 def area_average(images, size):
   x = np.asarray(images, np.float64) / 127.5 - 1
   factor = x.shape[1] // size
-  rows = x.reshape(len(x), size, factor, size, factor, 3)
+  rows = x.reshape(len(x), size, factor, size, factor, -1)
   return rows.mean((2, 4))
 
 
@@ -179,14 +179,26 @@ def test_an_upsampler_on_crops_sees_the_same_square_of_everything(setup):
     )
 
 
-def test_a_network_without_an_answer_guesses_the_small_image(setup):
+@pytest.mark.parametrize('details', [False, True])
+def test_a_network_without_an_answer_guesses_the_small_image(setup, details):
   _, stage, batch = setup(
     model={'image_size': 16, 'low_res_size': 8},
-    diffusion={'prediction': 'v', 'low_res_spread': 1e-3},
+    diffusion={
+      'prediction': 'v',
+      'low_res_spread': 1e-3,
+      'low_res_details': details,
+    },
   )
   x_0 = area_average(batch['image'], 16)
   guess = jax.image.resize(area_average(batch['image'], 8), x_0.shape, 'cubic')
   loss, _, called = observe(stage, batch)
+  if details:
+    gray = area_average(batch['intensity'], 16)
+    coarse = area_average(batch['intensity'], 8)
+    finer = gray - jax.image.resize(coarse, gray.shape, 'cubic')
+    kept = np.asarray(called['kept']['intensity'])
+    assert 0 < kept.mean() < 1
+    guess += kept[:, None, None, None] * finer
   # The v that leads to the guess is off by (x_0 - guess) / noise.
   a = make_schedule('cosine', 1000).alphas_cumprod[np.asarray(called['t'])]
   error = ((x_0 - guess) ** 2).mean((1, 2, 3)) / (1 - a)
