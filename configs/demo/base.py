@@ -3,9 +3,9 @@ r"""The demo's base model: 32 x 32 pixels, all eight conditions, v prediction.
 Small enough for two CPU cores: pixels are folded 2 x 2 into channels, so that work
 happens on grids of 16, 8 and 4 with channels wide enough to be fast.
 
-943 steps, eight minutes on two cores, reach a loss of 0.096. Behind the upsamplers, each
-condition alone on 64 held-out images: palette cosine 0.81, sketch F1 0.86, intensity
-correlation 0.96, given part 46 dB; together 0.96, 0.92, 0.97, 46 dB.
+943 steps, eight minutes on two cores, reach a loss of 0.096. Behind the upsamplers,
+each condition alone on 64 held-out images: palette cosine 0.81, sketch F1 0.86,
+intensity correlation 0.96, given part 46 dB; together 0.96, 0.92, 0.97, 46 dB.
 
 Run:    composer-jax train --config configs/demo/base.py \
             --workdir demo/model/base --config.data.path=demo/data

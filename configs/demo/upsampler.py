@@ -4,8 +4,8 @@ It sees the local conditions too, which the published upsamplers do not: at 64
 pixels the lines of a sketch are half as wide as the base model can draw. It predicts
 what its input leaves open, and trains on crops of half a side.
 
-A minute and a half on two cores are 453 steps, to a loss of 0.063. What the cascade then
-reaches is in base.py.
+A minute and a half on two cores are 453 steps, to a loss of 0.063. What the cascade
+then reaches is in base.py.
 
 Run:    composer-jax train --config configs/demo/upsampler.py \
             --workdir demo/model/upsampler --config.data.path=demo/data
