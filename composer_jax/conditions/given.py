@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -64,16 +64,26 @@ def first_guess(
     return None
   if not given_spread:
     return guess
+  for condition, value, follow in _followed(conditions, stored, kept):
+    given = condition.given(value)
+    if given is not None:
+      colour, where = (average(x, x_t.shape[1]) for x in given)
+      where = (where > 1 - 1e-6) & follow
+      image = jnp.where(where, colour, guess.image)
+      guess = Guess(image, jnp.where(where, given_spread, guess.spread))
+  return guess
+
+
+def _followed(
+  conditions: Sequence[Condition],
+  stored: Mapping[str, jax.Array],
+  kept: Mapping[str, jax.Array],
+) -> Iterator[tuple[Condition, jax.Array, jax.Array]]:
+  """The conditions that are there, their values, and who follows: bool (B, 1, 1, 1)."""
   for condition in conditions:
     if condition.name in stored and condition.name in kept:
-      given = condition.given(stored[condition.name])
-      if given is not None:
-        colour, where = (average(x, x_t.shape[1]) for x in given)
-        follow = kept[condition.name] != 0
-        where = (where > 1 - 1e-6) & follow.reshape(-1, 1, 1, 1)
-        image = jnp.where(where, colour, guess.image)
-        guess = Guess(image, jnp.where(where, given_spread, guess.spread))
-  return guess
+      follow = kept[condition.name] != 0
+      yield condition, stored[condition.name], follow.reshape(-1, 1, 1, 1)
 
 
 def _sharpened(
@@ -85,12 +95,10 @@ def _sharpened(
 ) -> Guess:
   """Adds to all channels what the brightness has and its own enlargement has not."""
   image, side = guess.image, guess.image.shape[1]
-  for condition in conditions:
-    if condition.name in stored and condition.name in kept:
-      gray = condition.gray(stored[condition.name])
-      if gray is not None:
-        gray = average(gray, side)
-        finer = gray - enlarge(average(gray, side // scale), side)
-        follow = kept[condition.name] != 0
-        image += jnp.where(follow.reshape(-1, 1, 1, 1), finer, 0)
+  for condition, value, follow in _followed(conditions, stored, kept):
+    gray = condition.gray(value)
+    if gray is not None:
+      gray = average(gray, side)
+      finer = gray - enlarge(average(gray, side // scale), side)
+      image += jnp.where(follow, finer, 0)
   return guess._replace(image=image)
