@@ -371,12 +371,16 @@ class Config:
         ' model.low_res_size 0; expected a spread of 0, as a base model has no'
         ' low-resolution input.'
       )
-    sides = {'model.image_size': model.image_size, 'diffusion.crop': crop}
-    for name, side in sides.items():
-      if self.diffusion.low_res_details and side % model.enlargement:
+    if self.diffusion.low_res_details:
+      if model.image_size % model.low_res_size:
         raise ValueError(
-          f'{name} is {side} and diffusion.low_res_details True; expected a multiple of'
-          f' {model.enlargement}, the times that an image becomes larger.'
+          f'model.image_size is {model.image_size} and diffusion.low_res_details True;'
+          f' expected a multiple of model.low_res_size, {model.low_res_size}.'
+        )
+      if crop % model.enlargement:
+        raise ValueError(
+          f'diffusion.crop is {crop} and diffusion.low_res_details True; expected a'
+          f' multiple of {model.enlargement}, the times that an image becomes larger.'
         )
     self._check_parts(model)
 

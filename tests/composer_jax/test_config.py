@@ -128,6 +128,11 @@ def test_an_own_config_file_is_preferred(tmp_path, monkeypatch):
       '--config.diffusion.low_res_details=True',
       'low_res_details is True and .*low_res_spread 0; expected a spread above 0',
     ),
+    (
+      '--config.diffusion.low_res_details=True --config.diffusion.low_res_spread=0.2'
+      ' --config.model.palette_map=False --config.model.low_res_size=64',
+      'image_size is 32 and .*low_res_details True; .*low_res_size, 64',
+    ),
     ('--config.optimizer.muon_iterations=0', 'muon_iterations is 0; .* at least 1'),
     (
       '--config.diffusion.low_res_spread=0.2',
@@ -143,7 +148,7 @@ def test_an_own_config_file_is_preferred(tmp_path, monkeypatch):
 )
 def test_a_wrong_override_is_one_error_that_names_it(argument, message):
   with pytest.raises(ValueError, match=message):
-    config_files.parse(['--config=configs/demo/base.py', argument])
+    config_files.parse(['--config=configs/demo/base.py', *argument.split()])
 
 
 @pytest.mark.parametrize(
